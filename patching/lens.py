@@ -1,0 +1,546 @@
+"""A TransformerLens model seen as writers to, and readers of, one residual stream.
+
+The only file of the project that names anything of TransformerLens. It finds the pieces of a model (weights as
+views, norms, rotary tables, attention masks) through the bridge's common names, hands them over as `blocks`, and
+trusts arithmetic rather than flags: `LensModel.check` compares a run of the pieces with the model's own logits,
+so a family that computes something else is refused with the figure instead of being silently wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from graphs.components import Architecture, ComponentGraph
+from patching.blocks import Attention, Block, Context, Mlp, Norm, Readout, Rope, identity_norm
+from patching.errors import InvalidWeights, ModelNotFound, UnsupportedModel
+
+ZOO = Path(__file__).parent / "zoo"
+
+TOLERANCES: dict[torch.dtype, float] = {
+    # Hugging Face computes norms, rotary tables and some scores in float32 whatever the dtype of the weights.
+    torch.float64: 1e-5,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 5e-2,
+}
+
+
+class LensModel:
+    """A model whose components can be run one by one.
+
+    Make one with `load` (a model that ships, a local directory, a hub name), or `wrap` (a TransformerBridge you
+    already have). The wrapped model is read, never changed: no hook, flag or gradient stays behind.
+
+    Attributes:
+        name: what was asked for, e.g. ``zoo:ioi``.
+        architecture: numbers of layers, heads and key/value heads.
+        graph: every node and edge of that architecture.
+        blocks: the layers, as pieces.
+        readout: final norm and unembedding.
+        tokenizer: the Hugging Face tokenizer, or None.
+    """
+
+    def __init__(self, bridge: Any, *, name: str, tokenizer: Any = None, check: bool = True) -> None:
+        self.bridge = bridge
+        self.name = name
+        self.tokenizer = tokenizer
+        parameters = list(bridge.original_model.parameters())
+        self.device = parameters[0].device
+        self.dtype = parameters[0].dtype
+        _require_finite(bridge.original_model, name)
+        with _named(name):
+            self.blocks = tuple(_block(layer) for layer in bridge.blocks)
+            self.readout = _readout(bridge)
+            self.architecture = _architecture(bridge, self.blocks)
+        self.graph = ComponentGraph(self.architecture)
+        self.d_model = self.readout.unembed.shape[0]
+        self.d_vocab = self.readout.unembed.shape[1]
+        self.n_ctx = int(bridge.cfg.n_ctx)
+        self._contexts: dict[int, tuple[Context, ...]] = {}
+        if check:
+            self.check()
+
+    @classmethod
+    def load(
+        cls, source: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> LensModel:
+        """Load a model for analysis.
+
+        Args:
+            source: ``zoo:NAME`` for a model that ships, a directory in Hugging Face format (config.json and
+                safetensors weights), or the name of a model on the Hugging Face hub.
+            device: where to put it; the first CUDA device if there is one, else the CPU.
+            dtype: of the weights. float32 is the default because half precision cannot rank small effects.
+
+        Raises:
+            ModelNotFound: no such model here, or no network to fetch it from.
+            InvalidWeights: the files are there but cannot be trusted (truncated, pickled, NaN).
+            UnsupportedModel: the pieces do not reproduce the model's own logits.
+
+        Example:
+            >>> LensModel.load("zoo:ioi").architecture.n_layers > 1
+            True
+        """
+        name = str(source)
+        folder = _folder(name)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if folder is None:
+            _require_reachable(name)
+        else:
+            _require_safe_files(folder)
+        hugging_face, tokenizer = _load_hugging_face(folder or name, dtype=dtype)
+        return cls.wrap(hugging_face.to(device), tokenizer=tokenizer, name=name)
+
+    @classmethod
+    def wrap(cls, model: Any, *, tokenizer: Any = None, name: str | None = None, check: bool = True) -> LensModel:
+        """Use a model that is already in memory: a TransformerBridge, or a Hugging Face causal language model.
+
+        A Hugging Face model is wrapped in a bridge, which replaces its submodules in place (as TransformerLens
+        always does); a bridge is used as it is.
+        """
+        if not hasattr(model, "blocks"):
+            model = _bridge(model)
+        elif tokenizer is None:
+            tokenizer = getattr(model, "tokenizer", None)
+        model.eval()
+        return cls(model, name=name or type(model.original_model).__name__, tokenizer=tokenizer, check=check)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.bridge.original_model.parameters())
+
+    @torch.no_grad()
+    def logits(self, tokens: Int[Tensor, "example pos"]) -> Float[Tensor, "example pos d_vocab"]:
+        """The model's own logits, computed by the model's own code."""
+        return self.bridge(tokens.to(self.device))
+
+    @torch.no_grad()
+    def embed(self, tokens: Int[Tensor, "example pos"]) -> Float[Tensor, "example pos d_model"]:
+        """What enters the first block: token embedding, plus position embedding where the model has one."""
+        seen: list[Tensor] = []
+
+        def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(args[0] if args else kwargs["hidden_states"])
+            raise _Stop
+
+        with _pre_hooks([(self.bridge.blocks[0], stop)]), contextlib.suppress(_Stop):
+            self.bridge(tokens.to(self.device))
+        return seen[0].detach()
+
+    def contexts(self, length: int) -> tuple[Context, ...]:
+        """Per layer, the attention mask and rotary tables for prompts of some length, as the model itself uses them."""
+        if length > self.n_ctx:
+            raise ValueError(
+                f"expected prompts of at most {self.n_ctx} tokens, the context of {self.name}; got {length}. "
+                "Shorten the prompts."
+            )
+        if length not in self._contexts:
+            if len(self._contexts) >= 8:
+                self._contexts.pop(next(iter(self._contexts)))
+            self._contexts[length] = self._read_contexts(length)
+        return self._contexts[length]
+
+    @torch.no_grad()
+    def _read_contexts(self, length: int) -> tuple[Context, ...]:
+        calls: dict[int, dict[str, Any]] = {}
+
+        def record(layer: int) -> Callable[..., None]:
+            def hook(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                calls[layer] = kwargs
+
+            return hook
+
+        hooks = [(block.attn, record(layer)) for layer, block in enumerate(self.bridge.blocks)]
+        with _pre_hooks(hooks):
+            self.bridge(torch.zeros(1, length, dtype=torch.long, device=self.device))
+        return tuple(
+            _context(block.attn.original_component, calls.get(layer, {}), length, self)
+            for layer, block in enumerate(self.bridge.blocks)
+        )
+
+    def check(self) -> float:
+        """Compare the pieces with the model itself; returns the worst relative error.
+
+        On random prompts: all masks 1 = the model's own logits; all masks 0 = the model on the corrupt prompts;
+        the sum of all writers' changes = the change of the final residual; and with corrupt = clean, any mask
+        gives the clean logits, port by port.
+
+        Raises:
+            UnsupportedModel: the worst error exceeds the tolerance of the dtype (1e-4 in float32).
+        """
+        from patching.selfcheck import relative_errors
+
+        errors = relative_errors(self)
+        what, worst = max(errors.items(), key=lambda item: item[1] if math.isfinite(item[1]) else math.inf)
+        limit = TOLERANCES.get(self.dtype, 5e-2)
+        if not worst <= limit:
+            raise UnsupportedModel(
+                f"{self.name} ({type(self.bridge.original_model).__name__}) fails the self-check: {what} is off by "
+                f"{worst:.2g} relative, expected at most {limit:.0e} in {str(self.dtype).removeprefix('torch.')}. "
+                "Its blocks compute something that this version does not model (for example a scaled residual, "
+                "interleaved experts or bidirectional attention); results would be wrong, so it is refused. "
+                "`wiretrace models` lists the families that pass."
+            )
+        return worst
+
+    @cached_property
+    def bias_prefix(self) -> Float[Tensor, "stage d_model"]:
+        """Constants of the residual stream (attention output biases, which no head owns) before each reader.
+
+        Stage 2l is the attention of layer l, 2l + 1 its MLP, the last one the final norm.
+        """
+        total = torch.zeros(self.d_model, device=self.device, dtype=self.dtype)
+        rows = []
+        for block in self.blocks:
+            rows.append(total)
+            after = total if block.attention.out_bias is None else total + block.attention.out_bias
+            rows.append(total if self.architecture.parallel else after)
+            total = after
+        return torch.stack([*rows, total])
+
+    def __repr__(self) -> str:
+        shape = self.architecture
+        return (
+            f"LensModel({self.name!r}, layers={shape.n_layers}, heads={shape.n_heads}, "
+            f"d_model={self.d_model}, edges={self.graph.n_edges:,}, {self.dtype}, {self.device})"
+        )
+
+
+class _Stop(Exception):
+    """Ends a forward once the embedding has been seen."""
+
+
+@contextlib.contextmanager
+def _pre_hooks(hooks: list[tuple[nn.Module, Callable[..., None]]]) -> Iterator[None]:
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """A model without the expected pieces is unsupported, not an AttributeError."""
+    try:
+        yield
+    except (AttributeError, KeyError) as error:
+        raise UnsupportedModel(
+            f"{name} has no piece that every decoder block is expected to have: {error}. Supported are causal "
+            "decoders with softmax attention and a plain or gated MLP; `wiretrace models` lists the families."
+        ) from error
+
+
+# --- reading the pieces of a bridge ---------------------------------------------------------------------------------
+
+
+def _block(layer: Any) -> Block:
+    attention = layer.attn
+    post_attention, post_mlp = getattr(layer, "ln1_post", None), getattr(layer, "ln2_post", None)
+    inner = attention.original_component
+    mlp = getattr(layer, "mlp", None)
+    return Block(
+        attention_norm=_norm(layer.ln1),
+        attention=Attention(
+            weights={letter: _detached(getattr(attention, f"W_{letter.upper()}")) for letter in "qkv"},
+            biases={letter: _optional(attention, f"b_{letter.upper()}") for letter in "qkv"},
+            out=_detached(attention.W_O),
+            out_bias=_optional(attention, "b_O"),
+            scale=_score_scale(inner, attention.W_Q.shape[-1]),
+            softcap=_positive(
+                getattr(inner, "attn_logit_softcapping", None) or getattr(inner, "attn_scores_soft_cap", None)
+            ),
+            query_norm=_norm(getattr(attention, "q_norm", None)),
+            key_norm=_norm(getattr(attention, "k_norm", None)),
+            post=_post_norm(post_attention),
+        ),
+        mlp_norm=identity_norm if mlp is None else _norm(layer.ln2),
+        mlp=None if mlp is None else _mlp(mlp, _post_norm(post_mlp)),
+    )
+
+
+def _mlp(mlp: Any, post: Norm | None) -> Mlp:
+    inner = mlp.original_component
+    activation = getattr(inner, "act", None) or getattr(inner, "act_fn", None) or getattr(inner, "activation_fn", None)
+    if activation is None or getattr(inner, "ln", None) is not None:
+        raise UnsupportedModel(
+            f"expected an MLP of the form out(act(in(x))) or out(act(gate(x)) * in(x)); got {type(inner).__name__}"
+        )
+    gate = getattr(mlp, "gate", None)
+    w_in, b_in = _linear(getattr(mlp, "in"))
+    w_gate, b_gate = _linear(gate) if gate is not None else (None, None)
+    w_out, b_out = _linear(mlp.out)
+    return Mlp(w_in, b_in, w_gate, b_gate, w_out, b_out, activation, post)
+
+
+def _linear(bridge: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight in torch's layout (a view) and bias of a linear layer or a GPT-2 Conv1D."""
+    inner = bridge.original_component
+    weight = inner.weight.detach()
+    bias = None if inner.bias is None else inner.bias.detach()
+    return (weight.T if type(inner).__name__ == "Conv1D" else weight), bias
+
+
+def _readout(bridge: Any) -> Readout:
+    bias = getattr(bridge, "b_U", None)
+    config = getattr(bridge.original_model, "config", None)
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(bridge.cfg, "output_logits_soft_cap", None)
+    return Readout(
+        norm=_norm(bridge.ln_final),
+        unembed=bridge.W_U.detach(),
+        bias=None if bias is None or not bool(bias.any()) else bias.detach(),
+        softcap=_positive(cap),
+    )
+
+
+def _architecture(bridge: Any, blocks: tuple[Block, ...]) -> Architecture:
+    first = blocks[0]
+    with_mlp = {block.mlp is not None for block in blocks}
+    shapes = {(block.attention.weights["q"].shape, block.attention.weights["k"].shape) for block in blocks}
+    if len(with_mlp) > 1 or len(shapes) > 1:
+        raise UnsupportedModel("expected layers of one shape; got layers that differ in heads or in having an MLP")
+    return Architecture(
+        n_layers=len(blocks),
+        n_heads=first.attention.weights["q"].shape[0],
+        n_kv_heads=first.attention.weights["k"].shape[0],
+        has_mlp=first.mlp is not None,
+        parallel=type(bridge.blocks[0]).__name__.startswith("Parallel") and first.mlp is not None,
+    )
+
+
+def _norm(bridge: Any) -> Callable[[Tensor], Tensor]:
+    """The norm that a module computes, found by trying the known formulas on random numbers."""
+    if bridge is None:
+        return identity_norm
+    module = getattr(bridge, "original_component", bridge)
+    if isinstance(module, nn.Identity):
+        return identity_norm
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    weight = None if weight is None else weight.detach()
+    bias = None if bias is None else bias.detach()
+    eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 0.0)))
+    width = weight.shape[0] if weight is not None else 64
+    like = weight if weight is not None else torch.zeros(())
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(3, width, generator=generator).to(device=like.device, dtype=like.dtype) + 0.5
+    with torch.no_grad():
+        expected = module(probe)
+    scales = [weight] if weight is None else [weight, weight + 1]
+    for centered in (True, False):
+        for scale in scales:
+            candidate = Norm(scale, bias, eps, centered)
+            if not centered and bias is not None:
+                continue
+            if torch.allclose(candidate(probe), expected, rtol=2e-2 if like.dtype.itemsize < 4 else 1e-4, atol=1e-5):
+                return candidate
+    raise UnsupportedModel(f"expected LayerNorm or RMSNorm; {type(module).__name__} computes something else")
+
+
+def _post_norm(bridge: Any) -> Norm | None:
+    if bridge is None:
+        return None
+    norm = _norm(bridge)
+    if not isinstance(norm, Norm) or norm.centered:
+        raise UnsupportedModel("expected an RMSNorm after attention or MLP; a centred norm there is not supported")
+    return norm
+
+
+def _score_scale(inner: Any, d_head: int) -> float:
+    if hasattr(inner, "scaling"):
+        return float(inner.scaling)
+    if hasattr(inner, "scale"):  # TransformerLens's native attention divides by it
+        return 1.0 / float(inner.scale)
+    if hasattr(inner, "attention_type"):  # GPT-Neo does not scale its scores
+        return 1.0
+    return d_head**-0.5
+
+
+def _context(inner: Any, call: dict[str, Any], length: int, model: LensModel) -> Context:
+    device, dtype = model.device, model.dtype
+    allowed = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    mask = call.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 4:
+        seen = mask[0, 0, :length, :length]
+        allowed = allowed & (seen if seen.dtype == torch.bool else seen > -1.0)
+    if getattr(inner, "attention_type", None) is not None and isinstance(getattr(inner, "bias", None), Tensor):
+        allowed = allowed & inner.bias[0, 0, :length, :length].bool()  # GPT-Neo's local attention
+    bias = torch.zeros(length, length, device=device, dtype=dtype).masked_fill(~allowed, -math.inf)
+    tables = call.get("position_embeddings")
+    rotary = getattr(inner, "rotary", None)
+    if rotary is not None:
+        return Context(bias, Rope(rotary.cos_cached[:length].to(dtype), rotary.sin_cached[:length].to(dtype), True))
+    if tables is None:
+        return Context(bias, None)
+    return Context(bias, Rope(tables[0][0].detach(), tables[1][0].detach(), adjacent=False))
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach()
+
+
+def _optional(owner: Any, name: str) -> Tensor | None:
+    """A bias, or None where the model has none (the bridge raises for those)."""
+    try:
+        value = getattr(owner, name)
+    except AttributeError:
+        return None
+    return None if value is None else value.detach()
+
+
+def _positive(value: float | None) -> float | None:
+    return float(value) if value is not None and value > 0 else None
+
+
+# --- finding and loading models -------------------------------------------------------------------------------------
+
+
+def zoo_names() -> tuple[str, ...]:
+    """Models that ship, as ``zoo:NAME``."""
+    if not ZOO.is_dir():
+        return ()
+    return tuple(f"zoo:{path.name}" for path in sorted(ZOO.iterdir()) if (path / "config.json").is_file())
+
+
+def _folder(name: str) -> Path | None:
+    """The directory that a name means, or None for a hub name."""
+    if name.startswith("zoo:"):
+        if name not in zoo_names():
+            raise ModelNotFound(f"expected one of {', '.join(zoo_names())}; got {name!r}, which does not ship.")
+        return ZOO / name.removeprefix("zoo:")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".safetensors"):
+        raise ModelNotFound(
+            f"expected a directory with config.json and *.safetensors; {name} is "
+            f"{'a file' if path.exists() else 'not there'}."
+        )
+    return None
+
+
+def _require_safe_files(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelNotFound(
+            f"expected config.json in {folder}; it is not there. Save the model with `save_pretrained(folder)`."
+        )
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+        raise InvalidWeights(
+            f"expected *.safetensors weights in {folder}; found {', '.join(pickles) or 'none'}. "
+            "Pickled weights can run code and are refused: load them where you trust them, then save with "
+            "`model.save_pretrained(folder)`, which writes safetensors."
+        )
+    from safetensors import SafetensorError, safe_open
+
+    for path in weights:
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise InvalidWeights(
+                f"expected whole safetensors weights; {path} is {path.stat().st_size:,} bytes and cannot be read "
+                f"({error}). It is probably truncated: copy or save it again."
+            ) from error
+
+
+def _require_reachable(name: str) -> None:
+    """Fail at once, not after many retries, when a hub model is neither cached nor reachable."""
+    import socket
+    from urllib.parse import urlparse
+
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    hint = (
+        f"{name!r} is neither a local directory, nor one of {', '.join(zoo_names()) or 'the shipped models'}, "
+        "nor in the local Hugging Face cache"
+    )
+    if constants.HF_HUB_OFFLINE:
+        raise ModelNotFound(f"{hint}, and HF_HUB_OFFLINE is set. Give a directory, or fetch the model first.")
+    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return
+    host = urlparse(constants.ENDPOINT)
+    try:
+        socket.create_connection((host.hostname or "", host.port or 443), timeout=0.8).close()
+    except OSError as error:
+        raise ModelNotFound(
+            f"{hint}, and the hub cannot be reached from here ({error}). Fetch the model where there is a network, "
+            "save it with `save_pretrained(folder)` and give that folder."
+        ) from error
+
+
+def _load_hugging_face(source: str | Path, *, dtype: torch.dtype) -> tuple[Any, Any]:
+    import transformers
+
+    local = isinstance(source, Path)
+    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+        with _quiet(transformers):
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            )
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise ModelNotFound(f"expected a causal language model in {source}; it cannot be loaded: {error}") from error
+    missing = sorted(info.get("missing_keys", ())) + sorted(map(str, info.get("mismatched_keys", ())))
+    if missing:
+        raise InvalidWeights(
+            f"expected a complete checkpoint in {source}; {len(missing)} weights are missing or of another shape "
+            f"({', '.join(missing[:3])}, …) and would be random. Use the checkpoint of the full causal language model."
+        )
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, TypeError):
+        tokenizer = None
+    return model.eval(), tokenizer
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Loading bars and reports of Hugging Face, off."""
+    logging = transformers.utils.logging
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _bridge(model: Any) -> Any:
+    """Wrap a Hugging Face model. The tokenizer stays out: the bridge would add tokens to it."""
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    name = type(model).__name__
+    try:
+        return build_bridge_from_module(model, name, hf_config=model.config)
+    except (ValueError, NotImplementedError, AttributeError, KeyError) as error:
+        raise UnsupportedModel(
+            f"TransformerLens cannot wrap {name}: {error}. `wiretrace models` lists the families that work."
+        ) from error
+
+
+def _require_finite(model: nn.Module, name: str) -> None:
+    for key, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise InvalidWeights(
+                f"expected finite weights; {key} of {name} holds NaN or infinity. The file is damaged, or training "
+                "diverged: use another checkpoint."
+            )

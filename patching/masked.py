@@ -1,0 +1,359 @@
+"""The one engine call: the task metric of each prompt when some edges carry replacements.
+
+    run(mask)[sample, example] = metric when every edge with mask 1 carries its own current value
+                                 and every edge with mask 0 carries its replacement
+
+Every method of the project is a few lines on top of this. `engine` computes it, `plan` decides what to recompute;
+here masks are checked, spread over batches and samples under a byte budget, and put together again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from graphs.circuit import Circuit
+from graphs.components import ComponentGraph
+from graphs.nodes import Edge, Node
+from patching import ablations, metrics
+from patching.ablations import Ablation
+from patching.engine import Batch, State, Trial, Writes, evaluate
+from patching.errors import InvalidMask
+from patching.lens import LensModel
+from patching.metrics import Metric
+from patching.plan import Planner
+from patching.task import Task
+
+DEFAULT_BYTES = 128 << 20
+
+
+class MaskedRun:
+    """A model on a task, ready to be run under masks.
+
+    Making one costs a clean and a corrupt forward. Masks are vectors over `units`: the edges of the model
+    (default), or its nodes (`nodes()`), optionally at every position (`positions()`).
+
+    Args:
+        model: the model.
+        task: prompts and answers.
+        ablation: what an edge with mask 0 carries; a name from `ablations.ABLATIONS` or an `Ablation`.
+        metric: a name from `metrics.METRICS` or a `Metric`; the task's own by default.
+        memory: bytes that one call may use beyond what is stored; samples and prompts are chunked to fit.
+
+    Example:
+        >>> from patching import toy
+        >>> run = MaskedRun(toy.model(), toy.task())
+        >>> mask = run.ones()
+        >>> bool((run(mask) == run.clean_metric).all())
+        True
+    """
+
+    def __init__(
+        self,
+        model: LensModel,
+        task: Task,
+        *,
+        ablation: str | Ablation = "corrupt",
+        metric: str | Metric | None = None,
+        memory: int = DEFAULT_BYTES,
+    ) -> None:
+        self.model, self.task, self.memory = model, task, memory
+        self.ablation = ablations.get(ablation)
+        self.metric = metrics.get(task.metric if metric is None else metric)
+        self.graph: ComponentGraph = model.graph
+        self.level = "edge"
+        self.per_position = False
+        _check_tokens(model, task)
+        joined = any(block.attention.post is not None for block in model.blocks)
+        self.planner = Planner(self.graph, joined=joined)
+        self._make_batches()
+
+    def _make_batches(self) -> None:
+        prompts = self.ablation.prompts(self.task)
+        size = max(1, min(len(self.task), self.memory // max(1, self._bytes(1))))
+        rows = [slice(start, start + size) for start in range(0, len(self.task), size)]
+        writes = None if self.ablation.combine is None else self._constants(prompts, rows)
+        self.batches = tuple(
+            Batch(
+                self.model, self.planner, self.task.subset(row), metric=self.metric, prompts=prompts[row], writes=writes
+            )
+            for row in rows
+        )
+        self.batch_size = size
+
+    @torch.no_grad()
+    def _constants(self, prompts: Tensor, rows: list[slice]) -> Writes:
+        """Replacements that are pooled over all prompts (means, zero)."""
+        from patching.blocks import forward
+
+        combine = self.ablation.combine
+        assert combine is not None
+        contexts = self.model.contexts(prompts.shape[1])
+        parallel = self.model.architecture.parallel
+        weights = self.ablation.weights(self.task).to(self.model.device)
+        runs: list[Writes] = []
+        for row in rows:
+            trace = forward(self.model.blocks, self.model.embed(prompts[row]), contexts, parallel=parallel)
+            runs.append(Writes(trace.embedded, trace.heads, trace.mlps))
+        join = [torch.cat(parts, dim=-3) for parts in zip(*(_flat(run) for run in runs), strict=True)]
+        layers = len(self.model.blocks)
+        return Writes(join[0], join[1 : 1 + layers], join[1 + layers :]).map(lambda value: combine(value, weights))
+
+    # --- units -----------------------------------------------------------------------------------------------------
+
+    @property
+    def units(self) -> tuple[Edge, ...] | tuple[Node, ...]:
+        """What the last axis of a mask stands for."""
+        return self.graph.edges if self.level == "edge" else self.graph.sources
+
+    @property
+    def n_units(self) -> int:
+        """How many there are."""
+        return self.graph.n_edges if self.level == "edge" else len(self.graph.sources)
+
+    def nodes(self) -> MaskedRun:
+        """The same run with masks over nodes: one value per source, for all its outgoing edges."""
+        return self._view(level="node")
+
+    def edges(self) -> MaskedRun:
+        """The same run with masks over edges."""
+        return self._view(level="edge")
+
+    def positions(self) -> MaskedRun:
+        """The same run with masks that have a position axis before the unit axis."""
+        return self._view(per_position=True)
+
+    def _view(self, **changes: object) -> MaskedRun:
+        view = copy.copy(self)
+        for name, value in changes.items():
+            setattr(view, name, value)
+        return view
+
+    @property
+    def mask_shape(self) -> tuple[int, ...]:
+        """Shape of one mask: [unit], or [pos, unit]."""
+        return (self.task.clean.shape[1], self.n_units) if self.per_position else (self.n_units,)
+
+    def ones(self) -> Float[Tensor, "*pos unit"]:
+        """The mask that keeps everything."""
+        return torch.ones(self.mask_shape, dtype=torch.float64 if self.model.dtype == torch.float64 else torch.float32)
+
+    def zeros(self) -> Float[Tensor, "*pos unit"]:
+        """The mask that ablates everything."""
+        return torch.zeros_like(self.ones())
+
+    def mask_of(self, circuit: Circuit) -> Float[Tensor, " edge"]:
+        """The edge mask that keeps a circuit and ablates the rest."""
+        if circuit.architecture != self.graph.architecture:
+            raise InvalidMask(
+                f"expected a circuit of a model with {self.graph}; got one of {ComponentGraph(circuit.architecture)}. "
+                "Load the model that the circuit was found in."
+            )
+        mask = self.edges().zeros()
+        mask[[self.graph.number(edge) for edge in circuit.edges]] = 1.0
+        return mask
+
+    # --- running ---------------------------------------------------------------------------------------------------
+
+    @property
+    def clean_metric(self) -> Float[Tensor, " example"]:
+        """The metric of every prompt with nothing ablated."""
+        return torch.cat([batch.clean_metric for batch in self.batches])
+
+    @cached_property
+    def corrupt_metric(self) -> Float[Tensor, " example"]:
+        """The metric of every prompt with every edge ablated."""
+        return torch.cat([batch.zeros().metric for batch in self.batches])
+
+    def __call__(self, mask: Float[Tensor, "*sample_pos unit"]) -> Float[Tensor, "*sample example"]:
+        """The metric of every prompt under one mask or many.
+
+        Values do not depend on what was run before. Cost: at most one forward per mask, and only what the mask
+        changes relative to the clean run (when most of it is 1) or to the fully ablated one.
+
+        Args:
+            mask: ``[*sample, unit]``, or ``[*sample, pos, unit]`` for a run by `positions`; 1 keeps, 0 ablates,
+                values between mix. Masks with ``requires_grad`` carry gradients (see `gradient`).
+
+        Returns:
+            The metric in its own unit (float64).
+
+        Raises:
+            InvalidMask: wrong shape, or values that are not finite.
+            NotFinite: the metric is NaN or infinite.
+        """
+        flat, lead = self._checked(mask)
+        if mask.requires_grad:
+            values = [self._differentiable(flat[i : i + 1]) for i in range(len(flat))]
+            return torch.cat(values).reshape(*lead, -1)
+        mostly = (flat == 1).float().mean(tuple(range(1, flat.ndim))) > 0.5
+        result = torch.empty(len(flat), len(self.task), dtype=torch.float64, device=self.model.device)
+        for keep in (True, False):
+            chosen = (mostly == keep).nonzero().flatten()
+            step = self.samples_that_fit
+            for start in range(0, len(chosen), step):
+                part = chosen[start : start + step]
+                masks = self.expand(flat[part])
+                values = [evaluate(b.ones() if keep else b.zeros(), self._own(masks, b)).metric for b in self.batches]
+                result[part.to(result.device)] = torch.cat(values, dim=-1)
+        return result.reshape(*lead, len(self.task))
+
+    def _differentiable(self, flat: Tensor) -> Tensor:
+        tensor = self._spread(flat.to(self.model.device))
+        masks = tensor.detach().cpu().numpy()
+        values = []
+        for batch in self.batches:
+            own = tensor[:, batch.start :] if self.per_position else tensor
+            values.append(evaluate(batch.zeros(), self._own(masks, batch), tensor=own).metric)
+        return torch.cat(values, dim=-1)
+
+    def gradient(self, mask: Float[Tensor, "*sample_pos unit"]) -> Float[Tensor, "*sample_pos unit"]:
+        """Gradient of the mean metric with respect to the mask, for every unit, also where the mask is 0.
+
+        Cost per mask: about one dense masked forward and backward.
+        """
+        leaf = mask.detach().clone().requires_grad_(True)
+        return torch.autograd.grad(self(leaf).mean(-1).sum(), leaf)[0]
+
+    def damage(self, values: Float[Tensor, "*sample example"]) -> Float[Tensor, "*sample"]:
+        """How much worse than the clean run, averaged over prompts: KL, or clean metric minus metric."""
+        return self.metric.damage(values, self.clean_metric).mean(-1)
+
+    def cursor(self, mask: Float[Tensor, " unit"] | None = None) -> Cursor:
+        """A place to walk from: looks at masks near the current one cost only what they change."""
+        return Cursor(self, mask)
+
+    # --- masks -----------------------------------------------------------------------------------------------------
+
+    def _checked(self, mask: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        shape = self.mask_shape
+        if tuple(mask.shape[-len(shape) :]) != shape or mask.ndim < len(shape):
+            axes = "[*sample, pos, unit]" if self.per_position else "[*sample, unit]"
+            raise InvalidMask(
+                f"expected a mask {axes} ending in {list(shape)}, one entry per {self.level}; got {list(mask.shape)}."
+            )
+        if not bool(torch.isfinite(mask.detach()).all()):
+            raise InvalidMask("expected finite mask values from 0 (ablate) to 1 (keep); got NaN or infinity.")
+        lead = tuple(mask.shape[: mask.ndim - len(shape)])
+        return mask.reshape(-1, *shape), lead
+
+    @cached_property
+    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Target and source of every edge."""
+        visible = np.array(self.graph.n_visible)
+        targets = np.repeat(np.arange(len(visible)), visible)
+        return targets, np.concatenate([np.arange(count) for count in visible])
+
+    def expand(self, flat: Tensor) -> np.ndarray:
+        """Masks over units as matrices [sample, (pos,) target, source]."""
+        return self._spread(flat.detach().cpu()).numpy()
+
+    def _spread(self, flat: Tensor) -> Tensor:
+        flat = flat.to(torch.float64 if self.model.dtype == torch.float64 else torch.float32)
+        targets, sources = (torch.from_numpy(places) for places in self._places)
+        whole = flat.new_zeros(*flat.shape[:-1], len(self.graph.targets), len(self.graph.sources))
+        values = flat if self.level == "edge" else flat[..., sources]
+        return whole.index_put_(
+            (*(torch.arange(n, device=flat.device).reshape(-1, *([1] * (flat.ndim - 1 - i))) for i, n in enumerate(flat.shape[:-1])),
+             targets.to(flat.device), sources.to(flat.device)), values
+        )  # fmt: skip
+
+    def _own(self, masks: np.ndarray, batch: Batch) -> np.ndarray:
+        """The positions that a batch computes."""
+        return masks[:, batch.start :] if self.per_position else masks
+
+    # --- memory ----------------------------------------------------------------------------------------------------
+
+    def _bytes(self, examples: int) -> int:
+        """Bytes of the temporaries of one dense sample: rows of all sources, inputs of one stage, MLP, logits."""
+        shape, model = self.graph.architecture, self.model
+        ports = shape.n_heads + 2 * shape.n_kv_heads
+        length = self.task.clean.shape[1]
+        mlp = max((block.mlp.w_in.shape[0] if block.mlp else 0) for block in model.blocks)
+        tokens = examples * length * (model.d_model * (len(self.graph.sources) + 3 * ports) + 2 * mlp)
+        scores = 2 * examples * shape.n_heads * length * length
+        vocabulary = 3 * 2 * examples * model.d_vocab
+        return (tokens + scores + vocabulary) * model.dtype.itemsize
+
+    @property
+    def samples_that_fit(self) -> int:
+        """How many masks are evaluated at once within the byte budget."""
+        return max(1, self.memory // max(1, self._bytes(self.batch_size)))
+
+    def __repr__(self) -> str:
+        return (
+            f"MaskedRun({self.model.name}, {self.task.name}, {len(self.task)} prompts, {self.n_units:,} {self.level}s, "
+            f"ablation={self.ablation.name}, metric={self.metric.name})"
+        )
+
+
+class Cursor:
+    """A walk over masks: look at some near the current one, move to one of those just looked at.
+
+    Example:
+        >>> from patching import toy
+        >>> run = MaskedRun(toy.model(), toy.task())
+        >>> cursor = run.cursor()
+        >>> fewer = run.ones()
+        >>> fewer[0] = 0
+        >>> values = cursor.look(fewer[None])
+        >>> cursor.move(0)
+        >>> bool((cursor.metric == values[0]).all())
+        True
+    """
+
+    def __init__(self, run: MaskedRun, mask: Tensor | None = None) -> None:
+        self.run = run
+        self._states: list[State] = [batch.ones() for batch in run.batches]
+        self._trials: list[Trial] = []
+        if mask is not None:
+            self.look(mask[None])
+            self.move(0)
+
+    @property
+    def metric(self) -> Float[Tensor, " example"]:
+        """The metric of every prompt under the current mask."""
+        return torch.cat([state.metric for state in self._states])
+
+    def look(self, masks: Float[Tensor, "sample *pos unit"]) -> Float[Tensor, "sample example"]:
+        """The metric under some masks; all are evaluated at once, so mind `MaskedRun.samples_that_fit`."""
+        flat, _ = self.run._checked(masks)
+        whole = self.run.expand(flat)
+        self._trials = [
+            evaluate(state, self.run._own(whole, batch), keep=True)
+            for state, batch in zip(self._states, self.run.batches, strict=True)
+        ]
+        return torch.cat([trial.metric for trial in self._trials], dim=-1)
+
+    def move(self, sample: int) -> None:
+        """Make one of the masks just looked at the current one."""
+        self._states = [trial.accept(sample) for trial in self._trials]
+        self._trials = []
+
+
+def _flat(writes: Writes) -> Iterator[Tensor]:
+    yield writes.embedded
+    yield from writes.heads
+    yield from writes.mlps
+
+
+def _check_tokens(model: LensModel, task: Task) -> None:
+    from patching.errors import InvalidTask
+
+    highest = max(int(tokens.max()) for tokens in (task.clean, task.corrupt, task.answers, task.wrong_answers))
+    if highest >= model.d_vocab:
+        raise InvalidTask(
+            f"expected token ids below {model.d_vocab}, the vocabulary of {model.name}; got {highest}. "
+            "Was the task made with another model's tokenizer?"
+        )
+    if task.clean.shape[1] > model.n_ctx:
+        raise InvalidTask(
+            f"expected prompts of at most {model.n_ctx} tokens, the context of {model.name}; got "
+            f"{task.clean.shape[1]}. Shorten the prompts."
+        )
