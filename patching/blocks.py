@@ -63,6 +63,16 @@ class Norm:
         return result / scale
 
 
+def per_head(
+    x: Float[Tensor, "*sample head example pos width"], weight: Float[Tensor, "head width out"]
+) -> Float[Tensor, "*sample head example pos out"]:
+    """Every head's own matrix applied to every head's own input, without copying weights for each sample."""
+    heads, examples, positions, width = x.shape[-4:]
+    samples = x.reshape(-1, heads, examples * positions, width)
+    result = torch.stack([torch.bmm(sample, weight) for sample in samples])
+    return result.reshape(*x.shape[:-1], weight.shape[-1])
+
+
 def identity_norm(x: Tensor) -> Tensor:
     """Stands where a model has no norm."""
     return x
@@ -136,23 +146,21 @@ class Attention:
     def project(
         self,
         letter: Letter,
-        x: Float[Tensor, "*sample unique example pos d_model"],
+        x: Float[Tensor, "*sample read example pos d_model"],
         heads: Tensor | None = None,
-        rows: Tensor | None = None,
     ) -> Float[Tensor, "*sample head example pos d_head"]:
         """The q, k or v projection of some heads (all by default).
 
-        ``x`` is the normed residual. Without ``rows`` every head reads the same residual (axis ``unique`` of
-        length 1); with it, head i reads ``x[rows[i]]``.
+        ``x`` is the normed residual: one for all heads (axis ``read`` of length 1), or one for each.
         """
         weight, bias = self.weights[letter], self.biases[letter]
         if heads is not None:
             weight = weight[heads]
             bias = None if bias is None else bias[heads]
-        if rows is None:
+        if x.shape[-4] == 1:
             value = torch.einsum("...bpd,tde->...tbpe", x.squeeze(-4), weight)
         else:
-            value = torch.matmul(x.index_select(-4, rows), weight[:, None])
+            value = per_head(x, weight)
         return value if bias is None else value + bias[:, None, None, :]
 
     def place(
@@ -195,7 +203,7 @@ class Attention:
     ) -> Float[Tensor, "*sample head example pos d_model"]:
         """What each head adds to the residual stream."""
         out = self.out if heads is None else self.out[heads]
-        written = torch.matmul(share, out[:, None])
+        written = per_head(share, out)
         return written if self.post is None or self.post.weight is None else written * self.post.weight
 
     def write_sum(

@@ -11,7 +11,10 @@ differs from the clean run can never change in a causal model and are cut off; o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -55,10 +58,20 @@ class Batch:
     """
 
     def __init__(
-        self, model: LensModel, planner: Planner, task: Task, *, metric: Metric, prompts: Tensor, writes: Writes | None
+        self,
+        model: LensModel,
+        planner: Planner,
+        task: Task,
+        *,
+        metric: Metric,
+        prompts: Tensor,
+        writes: Writes | None,
+        row_bytes: int,
     ) -> None:
-        """``prompts`` supply the replacements position by position, unless ``writes`` gives constants."""
-        self.model, self.planner, self.metric = model, planner, metric
+        """``prompts`` supply the replacements position by position, unless ``writes`` gives constants. A state may
+        keep rows of up to ``row_bytes``."""
+        self.model, self.planner, self.metric, self.row_bytes = model, planner, metric, row_bytes
+        self.task = task
         self.answers, self.wrong = task.answers.to(model.device), task.wrong_answers.to(model.device)
         length = task.clean.shape[1]
         contexts = model.contexts(length)
@@ -127,6 +140,16 @@ class Batch:
                 "Half precision overflows easily: use float32, or check the prompts and the metric."
             )
         return value
+
+    @cached_property
+    def kept(self) -> State:
+        """`ones`, shared: to be looked from, never moved."""
+        return self.ones()
+
+    @cached_property
+    def ablated(self) -> State:
+        """`zeros`, shared: to be looked from, never moved."""
+        return self.zeros()
 
     def ones(self) -> State:
         """The state in which every edge carries its own value: the clean run."""
@@ -207,25 +230,46 @@ class State:
         self.need_sources = np.full(batch.planner.n_sources, FULL, dtype=np.int8)
         self.need_targets = np.full(batch.planner.n_targets, FULL, dtype=np.int8)
         self._owned: set[tuple[str, int]] = set()
-        self._rows: dict[int, dict[int, Tensor]] = {FULL: {}, ANSWER: {}}
+        self._buffers: dict[int, Tensor] = {}
+        self._known: dict[int, np.ndarray] = {}
 
     def rows(self, sources: np.ndarray, lane: int) -> Float[Tensor, "source example pos d_model"]:
-        """Differences from the replacement of some sources, kept once computed."""
-        known = self._rows[lane]
-        missing = [int(source) for source in sources if int(source) not in known]
-        for stage, members in self._by_stage(missing):
+        """Differences from the replacement of some sources (ascending), kept once computed if the budget allows."""
+        if not self._holds(lane):
+            return torch.cat([rows for _members, rows in self._computed(sources.tolist(), lane)])
+        buffer, known = self._buffers[lane], self._known[lane]
+        for members, rows in self._computed(sources[~known[sources]].tolist(), lane):
+            buffer[members[0] : members[0] + len(members)] = rows
+            known[members] = True
+        if len(sources) == 1 + sources[-1] - sources[0]:
+            return buffer[sources[0] : sources[-1] + 1]
+        return buffer[torch.from_numpy(sources).to(buffer.device)]
+
+    def _holds(self, lane: int) -> bool:
+        """Make room for the rows of all sources, unless that exceeds the budget."""
+        if lane not in self._buffers:
+            like = self._view(self.embedded, lane)
+            count = self.batch.planner.n_sources
+            if count * like.nbytes > self.batch.row_bytes:
+                return False
+            self._buffers[lane] = like.new_empty((count, *like.shape))
+            self._known[lane] = np.zeros(count, dtype=bool)
+        return True
+
+    def _computed(self, sources: list[int], lane: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Rows of some sources, in runs of adjacent sources of one stage."""
+        for stage, members in self._by_stage(sources):
             if stage is None:
-                rows = self.batch.difference(None, "input", self._view(self.embedded, lane), None, lane)
+                yield members, self.batch.difference(None, "input", self._view(self.embedded, lane), None, lane)
             elif stage.kind == "mlp":
                 value = self._view(self.values["mlps"][stage.layer], lane)
-                rows = self.batch.difference(stage.layer, "mlp", value, None, lane)
+                yield members, self.batch.difference(stage.layer, "mlp", value, None, lane)
             else:
                 index = torch.tensor([source - stage.sources.start for source in members], device=self.embedded.device)
                 value = self._view(self.values["heads"][stage.layer][index], lane)
                 rows = self.batch.difference(stage.layer, "heads", value, index, lane)
-            for source, row in zip(members, rows, strict=True):
-                known[source] = row
-        return torch.stack([known[int(source)] for source in sources])
+                for start, stop in _runs(members):
+                    yield members[start:stop], rows[start:stop]
 
     def _by_stage(self, sources: list[int]) -> list[tuple[Stage | None, list[int]]]:
         grouped: list[tuple[Stage | None, list[int]]] = [(None, [0])] if 0 in sources else []
@@ -248,9 +292,8 @@ class State:
 
     def settle(self, mask: np.ndarray, metric: Tensor, plan: Plan) -> None:
         """Record that the stored values are now those under ``mask``, as computed by ``plan``."""
-        for known in self._rows.values():
-            for source in np.flatnonzero(plan.dirty_sources):
-                known.pop(int(source), None)
+        for known in self._known.values():
+            known[plan.dirty_sources] = False
         self.mask, self.metric = mask, metric
         self.need_sources = np.minimum(self.need_sources, plan.need_sources)
         self.need_targets = np.minimum(self.need_targets, plan.need_targets)
@@ -328,12 +371,18 @@ class Evaluation:
         self.positional = masks.ndim == 4
         self.lanes = {FULL: Lane(), ANSWER: Lane()}
         self.capacity = {
-            FULL: int((plan.dirty_sources & (plan.need_sources == FULL)).sum()),
-            ANSWER: int(plan.dirty_sources.sum()),
+            FULL: 1 + int((plan.dirty_sources & (plan.need_sources == FULL)).sum()),
+            ANSWER: 1 + int(plan.dirty_sources.sum()),
         }
         self.keep = keep
         self.updates: list[Update] = []
-        self.any_on = (masks != 0).any(axis=tuple(range(masks.ndim - 2)))
+        self._seed_input()
+
+    def _seed_input(self) -> None:
+        """The input's row goes first: it is never dirty and nearly always on."""
+        for lane, capacity in self.capacity.items():
+            row = self.state.rows(np.array([0]), lane)[None]
+            self.lanes[lane].append([0], row.expand(self.samples, *row.shape[1:]), capacity, grad=self.tensor is not None)
 
     def run(self) -> Float[Tensor, "sample example"]:
         """The metric of every mask."""
@@ -353,54 +402,50 @@ class Evaluation:
 
     def mix(
         self, number: int, stage: Stage, targets: np.ndarray, lane: int
-    ) -> tuple[Float[Tensor, "sample unique example pos d_model"], Tensor | None]:
+    ) -> tuple[Float[Tensor, "sample unique example pos d_model"], np.ndarray]:
         """The inputs of some targets of a stage, once for every distinct row of the mask.
 
-        Returns the inputs and, unless all targets share one, which input each target reads.
+        Returns the inputs and which input each target reads.
         """
         entries = self.masks[..., targets, : stage.visible]
-        chosen, which = _distinct(entries) if self.tensor is None else (np.arange(len(targets)), None)
+        chosen, which = (np.arange(len(targets)),) * 2 if self.tensor is not None else _distinct(entries)
         targets, entries = targets[chosen], entries[..., chosen, :]
-        on = (entries != 0).any(axis=tuple(range(entries.ndim - 1)))
-        new = self.plan.dirty_sources[: stage.visible]
-        fixed = np.flatnonzero(on & ~new) if self.tensor is None else np.flatnonzero(~new)
-        fresh = [column for column in self.lanes[lane].columns if column < stage.visible]
         base = self.batch.base[number]
         base = self.batch.at_answer(base) if lane == ANSWER else base
         shape = (len(self.batch.answer), 1 if lane == ANSWER else self.batch.clean.embedded.shape[1], base.shape[-1])
         total = base.expand(shape)[None, None]
-        if len(fixed):
-            rows = self.state.rows(fixed, lane)
-            total = total + self.weigh(targets, fixed, rows[None], lane)
-        if fresh:
-            rows = self.lanes[lane].first(len(fresh))
-            total = total + self.weigh(targets, np.array(fresh), rows, lane)
-        if total.shape[:2] != (self.samples, len(targets)):
-            total = total.expand(self.samples, len(targets), *shape)
-        if which is None:
-            return total, torch.arange(len(targets), device=total.device) if len(targets) > 1 else None
-        return total, None if len(chosen) == 1 else torch.from_numpy(which).to(total.device)
+        if self.tensor is None:
+            on = (entries != 0).any(axis=tuple(range(entries.ndim - 1)))
+            on[0] = False
+            fixed = np.flatnonzero(on & ~self.plan.dirty_sources[: stage.visible])
+            if len(fixed):
+                total = self.weigh(total, targets, fixed, self.state.rows(fixed, lane)[None], lane)
+        fresh = [column for column in self.lanes[lane].columns if column < stage.visible]
+        total = self.weigh(total, targets, np.array(fresh), self.lanes[lane].first(len(fresh)), lane)
+        return total, which
 
-    def weigh(self, targets: np.ndarray, columns: np.ndarray, rows: Tensor, lane: int) -> Tensor:
-        """Mask-weighted sums of rows for some targets: [sample (or 1), target, example, pos, d_model]."""
+    def weigh(self, start: Tensor, targets: np.ndarray, columns: np.ndarray, rows: Tensor, lane: int) -> Tensor:
+        """``start`` plus mask-weighted sums of rows for some targets: [sample (or 1), target, example, pos, d_model]."""
         entries = self.entries(targets, columns, rows)
         sizes = rows.shape[2:]
-        if not self.positional:
-            if rows.shape[0] == 1 and entries.shape[0] > 1:
-                flat = entries.reshape(-1, len(columns)) @ rows[0].reshape(len(columns), -1)
-                return flat.reshape(entries.shape[0], len(targets), *sizes)
-            return torch.bmm(
-                entries.expand(rows.shape[0], -1, -1), rows.reshape(rows.shape[0], len(columns), -1)
-            ).reshape(rows.shape[0], len(targets), *sizes)
-        if lane == ANSWER:
-            return torch.einsum("nbts,nsbpd->ntbpd", entries[:, self.batch.answer], rows.expand(len(entries), *rows.shape[1:]))
-        return torch.einsum("npts,nsbpd->ntbpd", entries, rows.expand(len(entries), *rows.shape[1:]))
+        if self.positional:
+            pattern, weights = ("npts", entries) if lane == FULL else ("nbts", entries[:, self.batch.answer])
+            return start + torch.einsum(f"{pattern},nsbpd->ntbpd", weights, rows.expand(len(weights), *rows.shape[1:]))
+        if rows.shape[0] == 1:
+            rows = rows.expand(len(entries), *rows.shape[1:])
+        flat = start.expand(len(entries), len(targets), *sizes).reshape(len(entries), len(targets), -1)
+        return torch.baddbmm(flat, entries, rows.reshape(len(entries), len(columns), -1)).reshape(
+            len(entries), len(targets), *sizes
+        )
 
     def entries(self, targets: np.ndarray, columns: np.ndarray, like: Tensor) -> Tensor:
         """Entries of the masks; one sample stands for all where they agree."""
         if self.tensor is not None:
             return self.tensor[..., torch.from_numpy(targets)[:, None], torch.from_numpy(columns)].to(like)
-        entries = self.masks[..., targets[:, None], columns]
+        if len(columns) == 1 + columns[-1] - columns[0] and len(targets) == 1 + targets[-1] - targets[0]:
+            entries = self.masks[..., targets[0] : targets[-1] + 1, columns[0] : columns[-1] + 1]
+        else:
+            entries = self.masks[..., targets[:, None], columns]
         if len(entries) > 1 and like.shape[0] == 1 and (entries == entries[:1]).all():
             entries = entries[:1]
         return torch.from_numpy(entries).to(like)
@@ -473,8 +518,8 @@ class Evaluation:
             if len(members):
                 size = block.attention.weights[letter].shape[0]
                 index = None if len(members) == size else torch.from_numpy(members).to(x.device)
-                rows = None if which is None else which[done : done + len(members)]
-                raw = block.attention.project(letter, normed, index, rows)
+                own = slice(done, done + len(members))
+                raw = block.attention.project(letter, _reads(normed, which, own), index)
                 made[letter] = block.attention.place(letter, raw, contexts[stage.layer].rope)
                 self.remember(letter, stage.layer, torch.from_numpy(members).to(x.device), lane, made[letter])
             done += len(members)
@@ -534,11 +579,27 @@ def evaluate(state: State, masks: np.ndarray, *, keep: bool = False, tensor: Ten
     on, changed = (masks != 0).any(reduced), (masks != before).any(reduced)
     plan = state.batch.planner.plan(on, changed)
     if not state.covers(plan):
-        state = state.batch.zeros()
+        state = state.batch.zeros()  # moved by `Trial.accept`, so not the shared one
         plan = state.batch.planner.plan(on, on)
     with torch.no_grad():
         evaluation = Evaluation(state, masks, plan, None, keep)
         return Trial(state, masks, plan, evaluation.run(), evaluation.updates)
+
+
+def _runs(numbers: list[int]) -> list[tuple[int, int]]:
+    """Slices of an ascending list within which numbers are adjacent."""
+    breaks = [i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1]
+    return list(pairwise([0, *breaks, len(numbers)]))
+
+
+def _reads(x: Float[Tensor, "sample unique *rest"], which: np.ndarray, own: slice) -> Tensor:
+    """The input of each of some readers, or the one input that they share, without copying where possible."""
+    wanted = which[own]
+    if len(wanted) == wanted[-1] - wanted[0] + 1 and (np.diff(wanted) == 1).all():
+        return x[:, wanted[0] : wanted[-1] + 1]
+    if (wanted == wanted[0]).all():
+        return x[:, wanted[:1]]
+    return x.index_select(1, torch.from_numpy(wanted).to(x.device))
 
 
 def _distinct(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

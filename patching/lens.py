@@ -537,6 +537,14 @@ def _bridge(model: Any) -> Any:
         ) from error
 
 
+def native_bridge(*, dtype: torch.dtype = torch.float32, **config: Any) -> Any:
+    """A random TransformerLens-native model from its configuration, ready for `LensModel.wrap`."""
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_native(TransformerBridgeConfig(**config), dtype=dtype).eval()
+
+
 def _require_finite(model: nn.Module, name: str) -> None:
     for key, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):

@@ -10,8 +10,9 @@ here masks are checked, spread over batches and samples under a byte budget, and
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,13 @@ class MaskedRun:
         writes = None if self.ablation.combine is None else self._constants(prompts, rows)
         self.batches = tuple(
             Batch(
-                self.model, self.planner, self.task.subset(row), metric=self.metric, prompts=prompts[row], writes=writes
+                self.model,
+                self.planner,
+                self.task.subset(row),
+                metric=self.metric,
+                prompts=prompts[row],
+                writes=writes,
+                row_bytes=self.memory,
             )
             for row in rows
         )
@@ -169,7 +176,7 @@ class MaskedRun:
     @cached_property
     def corrupt_metric(self) -> Float[Tensor, " example"]:
         """The metric of every prompt with every edge ablated."""
-        return torch.cat([batch.zeros().metric for batch in self.batches])
+        return torch.cat([batch.ablated.metric for batch in self.batches])
 
     def __call__(self, mask: Float[Tensor, "*sample_pos unit"]) -> Float[Tensor, "*sample example"]:
         """The metric of every prompt under one mask or many.
@@ -200,7 +207,7 @@ class MaskedRun:
             for start in range(0, len(chosen), step):
                 part = chosen[start : start + step]
                 masks = self.expand(flat[part])
-                values = [evaluate(b.ones() if keep else b.zeros(), self._own(masks, b)).metric for b in self.batches]
+                values = [evaluate(b.kept if keep else b.ablated, self._own(masks, b)).metric for b in self.batches]
                 result[part.to(result.device)] = torch.cat(values, dim=-1)
         return result.reshape(*lead, len(self.task))
 
@@ -210,7 +217,7 @@ class MaskedRun:
         values = []
         for batch in self.batches:
             own = tensor[:, batch.start :] if self.per_position else tensor
-            values.append(evaluate(batch.zeros(), self._own(masks, batch), tensor=own).metric)
+            values.append(evaluate(batch.ablated, self._own(masks, batch), tensor=own).metric)
         return torch.cat(values, dim=-1)
 
     def gradient(self, mask: Float[Tensor, "*sample_pos unit"]) -> Float[Tensor, "*sample_pos unit"]:
@@ -228,6 +235,22 @@ class MaskedRun:
     def cursor(self, mask: Float[Tensor, " unit"] | None = None) -> Cursor:
         """A place to walk from: looks at masks near the current one cost only what they change."""
         return Cursor(self, mask)
+
+    def provenance(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """How a result came about, as plain data."""
+        return {
+            "method": method,
+            "options": dict(options),
+            "model": self.model.name,
+            "task": self.task.name,
+            "prompts": len(self.task),
+            "ablation": self.ablation.name,
+            "metric": self.metric.name,
+            "direction": "noising: clean prompts, replacements from the ablation",
+            "sign": "effect = metric(ablated) - metric(clean)",
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "torch": torch.__version__,
+        }
 
     # --- masks -----------------------------------------------------------------------------------------------------
 
@@ -249,6 +272,11 @@ class MaskedRun:
         visible = np.array(self.graph.n_visible)
         targets = np.repeat(np.arange(len(visible)), visible)
         return targets, np.concatenate([np.arange(count) for count in visible])
+
+    @cached_property
+    def edge_sources(self) -> Tensor:
+        """Number of the source of every edge."""
+        return torch.from_numpy(self._places[1])
 
     def expand(self, flat: Tensor) -> np.ndarray:
         """Masks over units as matrices [sample, (pos,) target, source]."""

@@ -1,0 +1,76 @@
+"""Which words are one token, and an error that names those that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from circuits.tasks.errors import NotOneToken
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHOWN = 12
+"""How many offending words an error spells out before it counts the rest."""
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokenise one text without special tokens.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        text: Any text; an answer inside a sentence starts with a space.
+
+    Returns:
+        The token ids.
+    """
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def is_one_token(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
+    """Tell whether `word`, with a space before it, is exactly one known token.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        word: A word without the space.
+
+    Returns:
+        False as well for a word that the tokenizer can only write as its unknown token.
+    """
+    ids = tokens_of(tokenizer, f" {word}")
+    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+
+def require_one_token(tokenizer: PreTrainedTokenizerBase, words: Iterable[str], *, remedy: str) -> None:
+    """Check that each word, with a space before it, is exactly one known token.
+
+    Clean and corrupt prompts differ in these words only, so this is also what makes the two equally long.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        words: The words, without the space.
+        remedy: What the user can do about it; ends the message.
+
+    Raises:
+        NotOneToken: Names the offending words, and the pieces that each becomes.
+    """
+    words = list(dict.fromkeys(words))
+    wrong = [word for word in words if not is_one_token(tokenizer, word)]
+    if not wrong:
+        return
+    shown = ", ".join(f"{word} ({_pieces(tokenizer, word)})" for word in wrong[:SHOWN])
+    rest = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+    raise NotOneToken(
+        f"expected every word to be one token after a space; to this tokenizer ({type(tokenizer).__name__}, "
+        f"{len(tokenizer)} tokens) {len(wrong)} of {len(words)} are not: {shown}{rest}. {remedy}"
+    )
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, word: str) -> str:
+    """Spell the tokens of a word, such as `ĠSt + eph`."""
+    ids = tokens_of(tokenizer, f" {word}")
+    if not ids:
+        return "no token"
+    if tokenizer.unk_token_id in ids:
+        return "unknown word"
+    return " + ".join(str(token) for token in tokenizer.convert_ids_to_tokens(ids))
