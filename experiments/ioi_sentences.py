@@ -23,7 +23,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 
-from circuits.tasks.ioi import NAMES, OBJECTS, PLACES, SPLITS, Template, is_held_out_pair
+from circuits.tasks.ioi import NAMES, OBJECTS, PLACES, TEMPLATES, TRAINING_TEMPLATES, is_held_out_pair
 
 OPENINGS: tuple[str, ...] = (
     "It was a long day.",
@@ -73,8 +73,7 @@ def sentences(seed: int) -> Iterator[str]:
 
 def vocabulary() -> list[str]:
     """List every word and punctuation mark that a sentence or a prompt can hold, sorted."""
-    texts = [template.text for _, templates in SPLITS.values() for template in templates]
-    texts += [*OPENINGS, *PAIR_OPENINGS, *GIVING, *NAMES, *PLACES, *OBJECTS]
+    texts = [*TEMPLATES.values(), *OPENINGS, *PAIR_OPENINGS, *GIVING, *NAMES, *PLACES, *OBJECTS]
     texts += ["{a} was at the {place}.", "{a} was hungry, so {b}", "{a} thanked {b}.", "them"]
     words: set[str] = set()
     for text in texts:
@@ -97,15 +96,10 @@ def _words(rng: random.Random) -> dict[str, str]:
     return {"place": rng.choice(PLACES), "object": rng.choice(OBJECTS)}
 
 
-def _template(rng: random.Random) -> Template:
-    """Draw a training template."""
-    _, templates = SPLITS["train"]
-    return rng.choice(templates)
-
-
 def _fill(rng: random.Random, first: str, second: str, subject: str) -> str:
     """Fill a training template up to where the answer follows."""
-    return _template(rng).text.format(first=first, second=second, subject=subject, **_words(rng))
+    text = rng.choice(list(TRAINING_TEMPLATES.values()))
+    return text.format(first=first, second=second, subject=subject, **_words(rng))
 
 
 def _ioi(rng: random.Random) -> str:

@@ -82,8 +82,8 @@ class Recipe:
 
     seed: int = 0
     n_sentences: int = 100_000
-    steps: int = 2500
-    batch: int = 128
+    steps: int = 4000
+    batch: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     initial_std: float = 0.06

@@ -183,7 +183,9 @@ class Attention:
         scores = torch.matmul(q * self.scale, k.transpose(-1, -2))
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
-        pattern = torch.softmax(scores + bias, dim=-1, dtype=torch.float32 if scores.dtype.itemsize < 4 else None)
+        pattern = torch.softmax(
+            scores + bias, dim=-1, dtype=torch.float32 if scores.dtype.itemsize < 4 else None
+        )
         return torch.matmul(pattern.to(v.dtype), v)
 
     def share(

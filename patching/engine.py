@@ -43,7 +43,9 @@ class Writes:
 
     def map(self, function: Any) -> Writes:
         """Apply a function to every tensor."""
-        return Writes(function(self.embedded), list(map(function, self.heads)), list(map(function, self.mlps)))
+        return Writes(
+            function(self.embedded), list(map(function, self.heads)), list(map(function, self.mlps))
+        )
 
 
 class Batch:
@@ -121,7 +123,9 @@ class Batch:
             picked = constants[[*range(0, 2 * len(self.model.blocks), 2), -1]]
         return [row + constant for row, constant in zip(rows, picked, strict=True)]
 
-    def at_answer(self, value: Float[Tensor, "*batch example pos width"]) -> Float[Tensor, "*batch example 1 width"]:
+    def at_answer(
+        self, value: Float[Tensor, "*batch example pos width"]
+    ) -> Float[Tensor, "*batch example 1 width"]:
         """A value at each prompt's answer position."""
         if value.shape[-2] == 1:
             return value
@@ -134,7 +138,14 @@ class Batch:
         prediction = Prediction(residual, self.model.readout, self.answers, self.wrong, self.clean_log_probs)
         value = self.metric(prediction)
         if not bool(torch.isfinite(value.detach()).all()):
-            bad = (~torch.isfinite(value.detach())).reshape(-1, value.shape[-1]).any(0).nonzero().flatten().tolist()
+            bad = (
+                (~torch.isfinite(value.detach()))
+                .reshape(-1, value.shape[-1])
+                .any(0)
+                .nonzero()
+                .flatten()
+                .tolist()
+            )
             raise NotFinite(
                 f"expected a finite {self.metric.name}; it is NaN or infinite on prompts {bad[:10]} of this batch. "
                 "Half precision overflows easily: use float32, or check the prompts and the metric."
@@ -160,7 +171,9 @@ class Batch:
         if self._replaced is None:
             self._replaced = self._all_off()
         final = self.at_answer(self.base[-1]).expand(len(self.answer), 1, -1)[:, 0]
-        return State(self, np.zeros(self.mask_shape, dtype=self.mask_dtype), self._replaced, self.measure(final))
+        return State(
+            self, np.zeros(self.mask_shape, dtype=self.mask_dtype), self._replaced, self.measure(final)
+        )
 
     @property
     def mask_shape(self) -> tuple[int, int]:
@@ -198,7 +211,9 @@ class Batch:
         embedded = self.replacement.embedded.expand(examples, positions, -1)
         return Trace(embedded, q, k, v, heads, mlps, [], [], [], [], self.base[-1])
 
-    def difference(self, layer: int | None, kind: str, new: Tensor, index: Tensor | None, lane: int) -> Tensor:
+    def difference(
+        self, layer: int | None, kind: str, new: Tensor, index: Tensor | None, lane: int
+    ) -> Tensor:
         """Rows ``new - replacement`` in the residual stream: [*sample, source, example, pos, d_model]."""
         if kind == "input":
             old = self.replacement.embedded
@@ -260,12 +275,17 @@ class State:
         """Rows of some sources, in runs of adjacent sources of one stage."""
         for stage, members in self._by_stage(sources):
             if stage is None:
-                yield members, self.batch.difference(None, "input", self._view(self.embedded, lane), None, lane)
+                yield (
+                    members,
+                    self.batch.difference(None, "input", self._view(self.embedded, lane), None, lane),
+                )
             elif stage.kind == "mlp":
                 value = self._view(self.values["mlps"][stage.layer], lane)
                 yield members, self.batch.difference(stage.layer, "mlp", value, None, lane)
             else:
-                index = torch.tensor([source - stage.sources.start for source in members], device=self.embedded.device)
+                index = torch.tensor(
+                    [source - stage.sources.start for source in members], device=self.embedded.device
+                )
                 value = self._view(self.values["heads"][stage.layer][index], lane)
                 rows = self.batch.difference(stage.layer, "heads", value, index, lane)
                 for start, stop in _runs(members):
@@ -325,7 +345,11 @@ class Trial:
             whole = state.own(name, layer)
             new = tensor[sample if tensor.shape[0] > 1 else 0]
             if lane == ANSWER:
-                place = (batch.rows, batch.answer) if index is None else (index[:, None], batch.rows, batch.answer)
+                place = (
+                    (batch.rows, batch.answer)
+                    if index is None
+                    else (index[:, None], batch.rows, batch.answer)
+                )
                 whole[place] = new.squeeze(-2)
             elif index is None:
                 whole[:] = new
@@ -363,7 +387,9 @@ class Lane:
 class Evaluation:
     """One pass over the stages for a chunk of masks. Use `evaluate`."""
 
-    def __init__(self, state: State, masks: np.ndarray, plan: Plan, tensor: Tensor | None, keep: bool) -> None:
+    def __init__(
+        self, state: State, masks: np.ndarray, plan: Plan, tensor: Tensor | None, keep: bool
+    ) -> None:
         self.state, self.batch, self.masks, self.plan, self.tensor = state, state.batch, masks, plan, tensor
         self.model = self.batch.model
         self.planner = self.batch.planner
@@ -382,7 +408,9 @@ class Evaluation:
         """The input's row goes first: it is never dirty and nearly always on."""
         for lane, capacity in self.capacity.items():
             row = self.state.rows(np.array([0]), lane)[None]
-            self.lanes[lane].append([0], row.expand(self.samples, *row.shape[1:]), capacity, grad=self.tensor is not None)
+            self.lanes[lane].append(
+                [0], row.expand(self.samples, *row.shape[1:]), capacity, grad=self.tensor is not None
+            )
 
     def run(self) -> Float[Tensor, "sample example"]:
         """The metric of every mask."""
@@ -412,43 +440,52 @@ class Evaluation:
         targets, entries = targets[chosen], entries[..., chosen, :]
         base = self.batch.base[number]
         base = self.batch.at_answer(base) if lane == ANSWER else base
-        shape = (len(self.batch.answer), 1 if lane == ANSWER else self.batch.clean.embedded.shape[1], base.shape[-1])
+        shape = (
+            len(self.batch.answer),
+            1 if lane == ANSWER else self.batch.clean.embedded.shape[1],
+            base.shape[-1],
+        )
         total = base.expand(shape)[None, None]
         if self.tensor is None:
-            on = (entries != 0).any(axis=tuple(range(entries.ndim - 1)))
-            on[0] = False
-            fixed = np.flatnonzero(on & ~self.plan.dirty_sources[: stage.visible])
-            if len(fixed):
-                total = self.weigh(total, targets, fixed, self.state.rows(fixed, lane)[None], lane)
+            total = self.add_fixed(total, entries, stage, lane)
         fresh = [column for column in self.lanes[lane].columns if column < stage.visible]
-        total = self.weigh(total, targets, np.array(fresh), self.lanes[lane].first(len(fresh)), lane)
+        rows = self.lanes[lane].first(len(fresh))
+        total = self.weigh(total, self.fresh_entries(targets, fresh, rows), rows, lane)
         return total, which
 
-    def weigh(self, start: Tensor, targets: np.ndarray, columns: np.ndarray, rows: Tensor, lane: int) -> Tensor:
-        """``start`` plus mask-weighted sums of rows for some targets: [sample (or 1), target, example, pos, d_model]."""
-        entries = self.entries(targets, columns, rows)
+    def add_fixed(self, start: Tensor, entries: np.ndarray, stage: Stage, lane: int) -> Tensor:
+        """``start`` plus what comes through edges that are on from sources that keep their stored values."""
+        on = (entries != 0).any(axis=tuple(range(entries.ndim - 1)))
+        on[0] = False  # the input is among the new rows
+        on &= ~self.plan.dirty_sources[: stage.visible]
+        columns = np.flatnonzero(on)
+        if not len(columns):
+            return start
+        rows = self.state.rows(columns, lane)
+        if len(entries) > 1 and (entries[:1] == entries)[..., on].all():
+            entries = entries[:1]
+        return self.weigh(start, torch.from_numpy(entries[..., columns]).to(rows), rows[None], lane)
+
+    def weigh(self, start: Tensor, entries: Tensor, rows: Tensor, lane: int) -> Tensor:
+        """``start`` plus mask-weighted sums of rows: [sample (or 1), target, example, pos, d_model]."""
         sizes = rows.shape[2:]
+        count = rows.shape[1]
         if self.positional:
             pattern, weights = ("npts", entries) if lane == FULL else ("nbts", entries[:, self.batch.answer])
-            return start + torch.einsum(f"{pattern},nsbpd->ntbpd", weights, rows.expand(len(weights), *rows.shape[1:]))
+            return start + torch.einsum(
+                f"{pattern},nsbpd->ntbpd", weights, rows.expand(len(weights), *rows.shape[1:])
+            )
         if rows.shape[0] == 1:
             rows = rows.expand(len(entries), *rows.shape[1:])
-        flat = start.expand(len(entries), len(targets), *sizes).reshape(len(entries), len(targets), -1)
-        return torch.baddbmm(flat, entries, rows.reshape(len(entries), len(columns), -1)).reshape(
-            len(entries), len(targets), *sizes
-        )
+        made = (len(entries), entries.shape[-2], *sizes)
+        flat = start.expand(made).reshape(*made[:2], -1)
+        return torch.baddbmm(flat, entries, rows.reshape(len(entries), count, -1)).reshape(made)
 
-    def entries(self, targets: np.ndarray, columns: np.ndarray, like: Tensor) -> Tensor:
-        """Entries of the masks; one sample stands for all where they agree."""
+    def fresh_entries(self, targets: np.ndarray, columns: list[int], like: Tensor) -> Tensor:
+        """Mask entries of some targets for the newly computed rows."""
         if self.tensor is not None:
-            return self.tensor[..., torch.from_numpy(targets)[:, None], torch.from_numpy(columns)].to(like)
-        if len(columns) == 1 + columns[-1] - columns[0] and len(targets) == 1 + targets[-1] - targets[0]:
-            entries = self.masks[..., targets[0] : targets[-1] + 1, columns[0] : columns[-1] + 1]
-        else:
-            entries = self.masks[..., targets[:, None], columns]
-        if len(entries) > 1 and like.shape[0] == 1 and (entries == entries[:1]).all():
-            entries = entries[:1]
-        return torch.from_numpy(entries).to(like)
+            return self.tensor[..., torch.from_numpy(targets)[:, None], torch.tensor(columns)]
+        return torch.from_numpy(self.masks[..., targets[:, None], columns]).to(like)
 
     def mlp(self, number: int, stage: Stage) -> None:
         """Recompute one MLP."""
@@ -467,7 +504,10 @@ class Evaluation:
         need = plan.need_sources[stage.sources]
         groups = np.unique(self.planner.groups(heads))
         queries, keys, values = self.planner.ports(stage)
-        dirty = {letter: plan.dirty_targets[ports] for letter, ports in zip("qkv", (queries, keys, values), strict=True)}
+        dirty = {
+            letter: plan.dirty_targets[ports]
+            for letter, ports in zip("qkv", (queries, keys, values), strict=True)
+        }
         everywhere = heads[need[heads] == FULL]
         wanted = {
             "q": everywhere[dirty["q"][everywhere]],
@@ -526,7 +566,14 @@ class Evaluation:
         return made
 
     def merged(
-        self, letter: str, layer: int, members: np.ndarray, fresh: np.ndarray, new: Tensor | None, *, lane: int = FULL
+        self,
+        letter: str,
+        layer: int,
+        members: np.ndarray,
+        fresh: np.ndarray,
+        new: Tensor | None,
+        *,
+        lane: int = FULL,
     ) -> Tensor:
         """q, k or v of some heads: new where there is one, else as stored. Keys and values span all positions."""
         stored = self.state.values[letter][layer]
@@ -539,7 +586,9 @@ class Evaluation:
             return old.unsqueeze(0)
         place = torch.from_numpy(np.searchsorted(members, fresh)).to(stored.device)
         if self.tensor is not None:  # only the prefix is old: autograd forbids writing into it
-            return torch.cat((old[..., :prefix, :].expand(new.shape[0], *old[..., :prefix, :].shape), new), dim=-2)
+            return torch.cat(
+                (old[..., :prefix, :].expand(new.shape[0], *old[..., :prefix, :].shape), new), dim=-2
+            )
         merged = old.expand(new.shape[0], *old.shape).clone()
         merged[:, place, :, prefix:] = new
         return merged
@@ -595,7 +644,7 @@ def _runs(numbers: list[int]) -> list[tuple[int, int]]:
 def _reads(x: Float[Tensor, "sample unique *rest"], which: np.ndarray, own: slice) -> Tensor:
     """The input of each of some readers, or the one input that they share, without copying where possible."""
     wanted = which[own]
-    if len(wanted) == wanted[-1] - wanted[0] + 1 and (np.diff(wanted) == 1).all():
+    if (np.diff(wanted) == 1).all():
         return x[:, wanted[0] : wanted[-1] + 1]
     if (wanted == wanted[0]).all():
         return x[:, wanted[:1]]
@@ -629,5 +678,15 @@ def _cut(trace: Trace, start: int) -> Trace:
     """A trace from some position on; keys and values stay whole, and what only gradients need is dropped."""
     tail = [[value[..., start:, :] for value in part] for part in (trace.q, trace.heads, trace.mlps)]
     return Trace(
-        trace.embedded[:, start:], tail[0], trace.k, trace.v, tail[1], tail[2], [], [], [], [], trace.final[:, start:]
+        trace.embedded[:, start:],
+        tail[0],
+        trace.k,
+        trace.v,
+        tail[1],
+        tail[2],
+        [],
+        [],
+        [],
+        [],
+        trace.final[:, start:],
     )

@@ -110,7 +110,9 @@ class MaskedRun:
             runs.append(Writes(trace.embedded, trace.heads, trace.mlps))
         join = [torch.cat(parts, dim=-3) for parts in zip(*(_flat(run) for run in runs), strict=True)]
         layers = len(self.model.blocks)
-        return Writes(join[0], join[1 : 1 + layers], join[1 + layers :]).map(lambda value: combine(value, weights))
+        return Writes(join[0], join[1 : 1 + layers], join[1 + layers :]).map(
+            lambda value: combine(value, weights)
+        )
 
     # --- units -----------------------------------------------------------------------------------------------------
 
@@ -149,7 +151,9 @@ class MaskedRun:
 
     def ones(self) -> Float[Tensor, "*pos unit"]:
         """The mask that keeps everything."""
-        return torch.ones(self.mask_shape, dtype=torch.float64 if self.model.dtype == torch.float64 else torch.float32)
+        return torch.ones(
+            self.mask_shape, dtype=torch.float64 if self.model.dtype == torch.float64 else torch.float32
+        )
 
     def zeros(self) -> Float[Tensor, "*pos unit"]:
         """The mask that ablates everything."""
@@ -207,7 +211,9 @@ class MaskedRun:
             for start in range(0, len(chosen), step):
                 part = chosen[start : start + step]
                 masks = self.expand(flat[part])
-                values = [evaluate(b.kept if keep else b.ablated, self._own(masks, b)).metric for b in self.batches]
+                values = [
+                    evaluate(b.kept if keep else b.ablated, self._own(masks, b)).metric for b in self.batches
+                ]
                 result[part.to(result.device)] = torch.cat(values, dim=-1)
         return result.reshape(*lead, len(self.task))
 
@@ -374,7 +380,9 @@ def _flat(writes: Writes) -> Iterator[Tensor]:
 def _check_tokens(model: LensModel, task: Task) -> None:
     from patching.errors import InvalidTask
 
-    highest = max(int(tokens.max()) for tokens in (task.clean, task.corrupt, task.answers, task.wrong_answers))
+    highest = max(
+        int(tokens.max()) for tokens in (task.clean, task.corrupt, task.answers, task.wrong_answers)
+    )
     if highest >= model.d_vocab:
         raise InvalidTask(
             f"expected token ids below {model.d_vocab}, the vocabulary of {model.name}; got {highest}. "

@@ -62,7 +62,11 @@ class Planner:
         """The q, k and v targets of an attention stage."""
         start = stage.targets.start
         middle = start + self.n_heads
-        return slice(start, middle), slice(middle, middle + self.n_kv), slice(middle + self.n_kv, stage.targets.stop)
+        return (
+            slice(start, middle),
+            slice(middle, middle + self.n_kv),
+            slice(middle + self.n_kv, stage.targets.stop),
+        )
 
     def groups(self, heads: np.ndarray) -> np.ndarray:
         """The key/value group of each head."""
@@ -95,9 +99,7 @@ class Planner:
                     np.maximum(visible, level * chosen.any(0), out=visible)
         return sources, targets
 
-    def plan(
-        self, on: Bool[np.ndarray, "target source"], changed: Bool[np.ndarray, "target source"]
-    ) -> Plan:
+    def plan(self, on: Bool[np.ndarray, "target source"], changed: Bool[np.ndarray, "target source"]) -> Plan:
         """What to compute when ``changed`` entries of the mask change and entries ``on`` are not 0 after it."""
         need_sources, need_targets = self.needs(on)
         dirty_sources = np.zeros(self.n_sources, dtype=bool)
@@ -134,7 +136,9 @@ def _stages(graph: ComponentGraph) -> list[Stage]:
         kinds = [("attention", ports, shape.n_heads)] + ([("mlp", 1, 1)] if shape.has_mlp else [])
         for kind, reads, writes in kinds:
             visible = graph.n_visible[target]
-            stages.append(Stage(kind, layer, slice(target, target + reads), slice(source, source + writes), visible))
+            stages.append(
+                Stage(kind, layer, slice(target, target + reads), slice(source, source + writes), visible)
+            )
             target, source = target + reads, source + writes
     stages.append(Stage("logits", shape.n_layers, slice(target, target + 1), slice(source, source), source))
     return stages

@@ -136,7 +136,10 @@ class Scores:
         import pandas as pd
 
         order = self.ranking()
-        rows: dict[str, Any] = {self.level: [str(self.units[i]) for i in order], "effect": self.values[order].numpy()}
+        rows: dict[str, Any] = {
+            self.level: [str(self.units[i]) for i in order],
+            "effect": self.values[order].numpy(),
+        }
         if self.standard_error is not None:
             rows["standard_error"] = self.standard_error[order].numpy()
         return pd.DataFrame(rows)
@@ -176,7 +179,9 @@ class Scores:
             if scores.level not in ("edge", "node") or len(scores.values) != len(scores.units):
                 raise ValueError("values and units do not match")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error_:
-            raise InvalidOption(f"expected a file of schema {SCHEMA}; {path} cannot be read as one: {error_}") from error_
+            raise InvalidOption(
+                f"expected a file of schema {SCHEMA}; {path} cannot be read as one: {error_}"
+            ) from error_
         return scores
 
     def __repr__(self) -> str:

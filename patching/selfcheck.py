@@ -24,7 +24,10 @@ def relative_errors(model: LensModel, *, prompts: int = 2, seed: int = 0) -> dic
     def run(replacing: Tensor) -> MaskedRun:
         return MaskedRun(model, Task("self-check", clean, replacing, answers, answers, last), metric=scores)
 
-    own = {name: _project(model.logits(tokens)[:, -1].double(), seed) for name, tokens in (("clean", clean), ("corrupt", corrupt))}
+    own = {
+        name: _project(model.logits(tokens)[:, -1].double(), seed)
+        for name, tokens in (("clean", clean), ("corrupt", corrupt))
+    }
     size = max(float(own["clean"].abs().max()), 1e-6)
     pair, same = run(corrupt), run(clean)
     random = torch.rand(same.n_units, generator=generator)

@@ -7,6 +7,7 @@ groups, soft-caps, windows, norms of queries and keys) stays the model's own.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,8 +15,38 @@ from torch import Tensor
 
 from graphs.nodes import INPUT, LOGITS, Edge, Node, Port, head, kv, mlp
 from patching.lens import LensModel
+from patching.metrics import Metric
+from patching.task import Task
 
 Values = dict[Node, Tensor]
+
+# Families whose code computes norms, rotary tables or scores in float32 whatever the dtype of the weights.
+ROUNDED = {"gpt_neo", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "native_llama"}
+
+
+def tolerance(family: str) -> float:
+    """How far the engine may be from the model's own code in float64."""
+    return 1e-5 if family in ROUNDED else 1e-11
+
+
+def projected(logits: Tensor) -> Tensor:
+    """One number per prompt that depends on every logit: no error is likely to leave it as it is."""
+    generator = torch.Generator().manual_seed(7)
+    return logits @ torch.randn(logits.shape[-1], generator=generator, dtype=torch.float64)
+
+
+EVERY_LOGIT = Metric("every_logit", True, lambda prediction: projected(prediction.logits))
+
+
+def at_answer(task: Task, logits: Tensor) -> Tensor:
+    """The logits that the metric sees."""
+    return logits[torch.arange(len(task)), task.positions].double()
+
+
+def logit_difference(task: Task, logits: Tensor) -> Tensor:
+    """The metric of that name, from all logits; for tasks without padded answers."""
+    seen = at_answer(task, logits)
+    return seen.gather(1, task.answers).mean(1) - seen.gather(1, task.wrong_answers).mean(1)
 
 
 class Oracle:
@@ -29,17 +60,37 @@ class Oracle:
         """What every source writes on an unpatched run."""
         return self.run(tokens, {}, {})[1]
 
+    def measure(
+        self,
+        task: Task,
+        mask: Iterable[Any],
+        *,
+        replacement: Values | None = None,
+        metric: Callable[[Task, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """`EVERY_LOGIT` (or another metric) of each prompt under a mask over edges, in the order of the graph.
+
+        Replacements are those of the corrupt prompts unless given. A mask entry is a number, or one per position.
+        """
+        by_edge = dict(zip(self.model.graph.edges, mask, strict=True))
+        values = self.sources(task.corrupt) if replacement is None else replacement
+        logits, _ = self.run(task.clean, by_edge, values)
+        return projected(at_answer(task, logits)) if metric is None else metric(task, logits)
+
     @torch.no_grad()
-    def run(self, tokens: Tensor, mask: dict[Edge, float], replacement: Values) -> tuple[Tensor, Values]:
+    def run(self, tokens: Tensor, mask: Mapping[Edge, Any], replacement: Values) -> tuple[Tensor, Values]:
         """Logits and source values when edge e reads ``mask[e] * current + (1 - mask[e]) * replacement``."""
         current: Values = {}
-        constants: list[Tensor] = []
+        off: dict[Port, list[tuple[Node, Tensor]]] = {}
+        for edge, value in mask.items():
+            value = torch.as_tensor(value, dtype=torch.float64)
+            if bool((value != 1).any()):
+                off.setdefault(edge.reads, []).append((edge.source, (1 - value).reshape(-1, 1)))
 
         def reads(port: Port, plain: Tensor) -> Tensor:
             total = plain
-            for edge, value in mask.items():
-                if edge.reads == port and value != 1:
-                    total = total + (1 - value) * (replacement[edge.source] - current[edge.source])
+            for source, part in off.get(port, ()):
+                total = total + part.to(plain) * (replacement[source] - current[source])
             return total
 
         handles: list[Any] = []
@@ -56,7 +107,7 @@ class Oracle:
         def projection(layer: int, letter: str):
             block = self.bridge.blocks[layer]
 
-            def hook(module: Any, _args: Any, output: Tensor) -> Tensor:
+            def hook(_m: Any, _args: Any, output: Tensor) -> Tensor:
                 count = self.shape.n_heads if letter == "q" else self.shape.n_kv_heads
                 weight = getattr(block.attn, f"W_{letter.upper()}")
                 try:
@@ -118,5 +169,4 @@ class Oracle:
         finally:
             for handle in handles:
                 handle.remove()
-        assert not constants
         return logits, current

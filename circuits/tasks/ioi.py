@@ -13,9 +13,8 @@ subject for IO ("..., Mary gave a drink to"), so that the answer flips to S. Eit
 names change, so clean and corrupt prompts are equally long.
 
 Splits. A pair of names is held out when the CRC-32 of "name name" (in alphabetical order) is divisible by
-five, in whatever order it is used: about one pair in five. A template is held out when `TEMPLATES` says so.
-`zoo:ioi` was trained on the `train` split alone; a model from elsewhere has seen neither more nor less of any
-split.
+five, in whatever order it is used: about one pair in five. The held-out templates are `HELD_OUT_TEMPLATES`.
+`zoo:ioi` was trained on training pairs and training templates alone.
 
 Source: Wang et al. 2022, arXiv 2211.00593, sections 2.1 and 3 and appendix E. The templates are ours, in the
 manner of theirs, and more varied; the names are single tokens of GPT-2.
@@ -60,132 +59,52 @@ OBJECTS: tuple[str, ...] = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Template:
-    """A sentence with slots `{first}`, `{second}`, `{subject}`, and where it likes `{place}` and `{object}`.
+TRAINING_TEMPLATES: Mapping[str, str] = {
+    "when": "When {first} and {second} went to the {place}, {subject} gave a {object} to",
+    "then": "Then, {first} and {second} went to the {place}. {subject} gave a {object} to",
+    "fun": "Then, {first} and {second} had a lot of fun at the {place}. {subject} gave a {object} to",
+    "working": "While {first} and {second} were working at the {place}, {subject} gave a {object} to",
+    "thinking": "As {first} and {second} thought about the {place}, {subject} decided to give a {object} to",
+    "argument": "Then, {first} and {second} had a long argument, and afterwards {subject} said to",
+    "after-lunch": "After lunch, {first} and {second} went to the {place}. {subject} handed a {object} to",
+    "waiting": "While {first} and {second} were waiting at the {place}, {subject} offered a {object} to",
+    "friends": "Friends {first} and {second} found a {object} at the {place}. {subject} gave it to",
+    "last-week": "Last week {first} and {second} met at the {place}, and {subject} showed a {object} to",
+    "sunny": "It was sunny, so {first} and {second} walked to the {place}. {subject} bought a {object} for",
+    "weather": "Today {first} and {second} saw the {place}. It was cold, but {subject} sold a {object} to",
+    "busy": "The {place} was busy when {first} and {second} arrived. Soon {subject} passed a {object} to",
+    "sat": "At the {place}, {first} and {second} sat down for lunch before {subject} handed a {object} to",
+    "left": "As {first} and {second} left the {place}, {subject} wanted to show a {object} to",
+    "cleaned": "In the morning, {first} and {second} cleaned the {place}. Then {subject} threw a {object} to",
+    "tired": "The day was long, and {first} and {second} were tired. At home, {subject} lent a {object} to",
+    "yesterday": "Yesterday, after lunch, {first} and {second} saw the {place}. {subject} sent a {object} to",
+    "dinner": "Before dinner, {first} and {second} went to the {place}, and {subject} gave a {object} to",
+    "before": "Before {first} and {second} left the {place}, {subject} offered a {object} to",
+    "later": "Later, {first} and {second} met at the {place}. Then {subject} decided to show a {object} to",
+    "soon": "Soon {first} and {second} were tired. Afterwards {subject} passed a {object} to",
+    "there": "At the {place}, {first} and {second} were waiting, and {subject} wanted to give a {object} to",
+    "since": "Since {first} and {second} found a {object}, they left the {place}, but {subject} gave it to",
+}
+"""Templates that training may use. None starts with a name, which there would have no space before it."""
 
-    Attributes:
-        name: What `template=` calls it.
-        text: The prompt; it ends where the answer follows. No name stands at its very start, since there a
-            byte-pair tokenizer would not put a space before it.
-        held_out: Whether training never sees it.
-    """
+HELD_OUT_TEMPLATES: Mapping[str, str] = {
+    "handed": "Today {first} and {second} were waiting at the {place}. Soon {subject} handed a {object} to",
+    "after": "After {first} and {second} left the {place}, {subject} wanted to give a {object} to",
+    "long-day": "It was a long day, and {first} and {second} were tired. {subject} offered a {object} to",
+    "lunch": "Before lunch, {first} and {second} met at the {place}, and {subject} passed a {object} to",
+    "walked": "While {first} and {second} walked to the {place}, {subject} decided to show a {object} to",
+    "found": "Then, {first} and {second} found a {object} at the {place}. {subject} decided to give it to",
+}
+"""Templates that training never sees; every word of theirs occurs in other training sentences."""
 
-    name: str
-    text: str
-    held_out: bool = False
-
-
-_TRAIN = (
-    Template("when", "When {first} and {second} went to the {place}, {subject} gave a {object} to"),
-    Template("then", "Then, {first} and {second} went to the {place}. {subject} gave a {object} to"),
-    Template(
-        "fun", "Then, {first} and {second} had a lot of fun at the {place}. {subject} gave a {object} to"
-    ),
-    Template(
-        "working", "While {first} and {second} were working at the {place}, {subject} gave a {object} to"
-    ),
-    Template(
-        "thinking",
-        "As {first} and {second} thought about the {place}, {subject} decided to give a {object} to",
-    ),
-    Template("argument", "Then, {first} and {second} had a long argument, and afterwards {subject} said to"),
-    Template(
-        "after-lunch", "After lunch, {first} and {second} went to the {place}. {subject} handed a {object} to"
-    ),
-    Template(
-        "waiting", "While {first} and {second} were waiting at the {place}, {subject} offered a {object} to"
-    ),
-    Template("friends", "Friends {first} and {second} found a {object} at the {place}. {subject} gave it to"),
-    Template(
-        "last-week", "Last week {first} and {second} met at the {place}, and {subject} showed a {object} to"
-    ),
-    Template(
-        "sunny",
-        "It was a sunny day, so {first} and {second} walked to the {place}. {subject} bought a {object} for",
-    ),
-    Template(
-        "weather",
-        "Today {first} and {second} saw the {place}. The weather was cold, but {subject} sold a {object} to",
-    ),
-    Template(
-        "busy", "The {place} was busy when {first} and {second} arrived. Soon {subject} passed a {object} to"
-    ),
-    Template(
-        "sat",
-        "At the {place}, {first} and {second} sat down for a while before {subject} handed a {object} to",
-    ),
-    Template("left", "As {first} and {second} left the {place}, {subject} wanted to show a {object} to"),
-    Template(
-        "cleaned",
-        "In the morning, {first} and {second} cleaned the {place}. After that, {subject} threw a {object} to",
-    ),
-    Template(
-        "tired",
-        "The day was long, and {first} and {second} were tired. At the {place}, {subject} lent a {object} to",
-    ),
-    Template(
-        "yesterday",
-        "Yesterday, before lunch, {first} and {second} arrived at the {place}. {subject} sent a {object} to",
-    ),
-    Template(
-        "dinner", "Before dinner, {first} and {second} went to the {place}, and {subject} gave a {object} to"
-    ),
-    Template("before", "Before {first} and {second} left the {place}, {subject} offered a {object} to"),
-    Template(
-        "later",
-        "Later, {first} and {second} met at the {place}. Then {subject} decided to show a {object} to",
-    ),
-    Template("soon-tired", "Soon {first} and {second} were tired. Afterwards {subject} passed a {object} to"),
-    Template(
-        "today",
-        "Today, at the {place}, {first} and {second} were waiting, and {subject} wanted to give a {object} to",
-    ),
-    Template(
-        "since",
-        "Since {first} and {second} found a {object}, they walked to the {place}, but {subject} gave it to",
-    ),
-)
-_HELD_OUT = (
-    Template(
-        "soon",
-        "Yesterday {first} and {second} were waiting at the {place}. Soon {subject} handed a {object} to",
-        True,
-    ),
-    Template(
-        "after-leaving",
-        "After {first} and {second} left the {place}, {subject} wanted to give a {object} to",
-        True,
-    ),
-    Template(
-        "long-day",
-        "It was a long day, and {first} and {second} were tired. Soon {subject} offered a {object} to",
-        True,
-    ),
-    Template(
-        "before-lunch",
-        "Before lunch, {first} and {second} met at the {place}, and {subject} passed a {object} to",
-        True,
-    ),
-    Template(
-        "walked",
-        "While {first} and {second} walked to the {place}, {subject} decided to show a {object} to",
-        True,
-    ),
-    Template(
-        "found",
-        "Then, {first} and {second} found a {object} at the {place}. {subject} decided to give it to",
-        True,
-    ),
-)
-TEMPLATES: Mapping[str, Template] = {template.name: template for template in (*_TRAIN, *_HELD_OUT)}
+TEMPLATES: Mapping[str, str] = {**TRAINING_TEMPLATES, **HELD_OUT_TEMPLATES}
 """All templates by name."""
 
-SPLITS: Mapping[str, tuple[bool, tuple[Template, ...]]] = {
-    "train": (False, _TRAIN),
-    "held-out": (True, (*_TRAIN, *_HELD_OUT)),
-    "held-out-pairs": (True, _TRAIN),
-    "held-out-templates": (True, _HELD_OUT),
+SPLITS: Mapping[str, tuple[bool, tuple[str, ...]]] = {
+    "train": (False, tuple(TRAINING_TEMPLATES)),
+    "held-out": (True, tuple(TEMPLATES)),
+    "held-out-pairs": (True, tuple(TRAINING_TEMPLATES)),
+    "held-out-templates": (True, tuple(HELD_OUT_TEMPLATES)),
 }
 """What each split draws from: whether its pairs of names are the held-out ones, and its templates."""
 
@@ -209,9 +128,9 @@ class Slots:
     place: str
     object: str
 
-    def fill(self, template: Template) -> str:
-        """Return the template's text with these words in it."""
-        return template.text.format_map(vars(self))
+    def fill(self, template: str) -> str:
+        """Return a template's text with these words in it."""
+        return template.format_map(vars(self))
 
 
 @dataclass(frozen=True)
@@ -304,7 +223,7 @@ def generate(
     held_out, templates = SPLITS[_known("split", split, SPLITS)]
     corrupted = CORRUPTIONS[_known("corruption", corruption, CORRUPTIONS)]
     if template is not None:
-        templates = (TEMPLATES[_known("template", template, TEMPLATES)],)
+        templates = (_known("template", template, TEMPLATES),)
     if n < 1:
         raise UnknownChoice(f"expected n, the number of prompts, to be at least 1; got {n}.")
     pairs = _pairs(names, held_out=held_out, split=split)
@@ -318,11 +237,11 @@ def generate(
         slots = Slots(first, second, subject, rng.choice(PLACES), rng.choice(OBJECTS))
         prompts.append(
             Prompt(
-                clean=slots.fill(chosen),
-                corrupt=corrupted(slots, indirect_object, names, others).fill(chosen),
+                clean=slots.fill(TEMPLATES[chosen]),
+                corrupt=corrupted(slots, indirect_object, names, others).fill(TEMPLATES[chosen]),
                 answer=f" {indirect_object}",
                 wrong_answer=f" {subject}",
-                template=chosen.name,
+                template=chosen,
                 order=order,
             )
         )

@@ -44,8 +44,8 @@ def names_in(text: str) -> list[str]:
 
 def test_no_training_sentence_holds_a_held_out_pair_or_template():
     held_out = [
-        re.compile(re.sub(r"\\{\w+\\}", r"[\\w, ]+?", re.escape(template.text)))
-        for template in ioi.SPLITS["held-out-templates"][1]
+        re.compile(re.sub(r"\\{\w+\\}", r"[\\w, ]+?", re.escape(text)))
+        for text in ioi.HELD_OUT_TEMPLATES.values()
     ]
     for text in itertools.islice(ioi_sentences.sentences(5), 2000):
         pairs = itertools.combinations(set(names_in(text)), 2)

@@ -1,0 +1,1 @@
+"""Scripted runs and the command line: a leaf that nothing else imports."""

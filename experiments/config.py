@@ -1,0 +1,315 @@
+"""The settings of a run: checked before any work, written so that the same run can be made again.
+
+A config names everything that decides the result (the folder it goes to does not). It is a flat TOML file with
+a table for the method's own options:
+
+    schema = "wiretrace-config/1"
+    task = "ioi"
+    model = "zoo:ioi"
+    method = "acdc"
+    ablation = "corrupt"
+    prompts = 32
+    held_out = 100
+    seed = 0
+
+    [options]
+    tau = 0.02
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final
+
+from circuits import tasks
+from circuits.methods import METHODS, Method
+from experiments.errors import BadConfig
+from experiments.model_files import zoo
+from experiments.nearest import did_you_mean, require_known
+from graphs.atomic import read_text
+
+SCHEMA: Final = "wiretrace-config/1"
+
+Value = bool | int | float | str
+
+ABLATIONS: Final[Mapping[str, str]] = {
+    "corrupt": "the value on the paired corrupt prompt",
+    "zero": "nothing at all",
+    "mean": "the mean over all tokens of all corrupt prompts",
+    "mean-positional": "the mean over the corrupt prompts at each position",
+    "mean-clean": "the mean over all tokens of all clean prompts",
+    "resample": "the value on another clean prompt of the same length",
+}
+"""What an ablated edge carries in place of its own value: the names of `patching.ablations`, in words."""
+
+METRICS: Final[Mapping[str, str]] = {
+    "logit_difference": "logit of the right answer minus logit of the wrong one",
+    "log_probability": "log of the probability of the right answer",
+    "probability": "probability of the right answer",
+    "probability_difference": "probability of the right answer minus that of the wrong one",
+    "loss": "minus the log of the probability of the right answer",
+    "kl": "Kullback-Leibler divergence from the whole model's prediction, in nats",
+}
+"""What a run is judged by: the names of `patching.metrics`, in words."""
+
+DEFAULTS: Final[Mapping[str, Value]] = {"tau": 0.02}
+"""Method options that the command line gives when the user does not."""
+
+DEFAULT_N: Final = 300
+MOST_PROMPTS: Final = 1_000_000
+_DEVICE: Final = re.compile(r"cpu|mps|cuda(:[0-9]{1,3})?")
+_NUMBERS: Final = ("n", "prompts", "held_out", "seed")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to run.
+
+    Args:
+        task: A name of `circuits.tasks`.
+        model: A model that ships (`zoo:ioi`), a folder in Hugging Face format, or a hub name.
+        method: A name of `circuits.methods`.
+        options: The method's own options.
+        n: How many edges to take from scores; None for methods that give a circuit.
+        ablation: What an ablated edge carries.
+        metric: What the run is judged by; None for the task's own.
+        prompts: How many training-split prompts to search on.
+        held_out: How many held-out prompts to evaluate on.
+        seed: Of the prompts, and of the random circuits and resamples of the evaluation.
+        device: Where to run; None for the first GPU if there is one, else the CPU.
+
+    Raises:
+        UnknownName, UnknownTask: A name is not known; the nearest are offered.
+        BadConfig: A number is out of range, or an option does not belong to the method.
+    """
+
+    task: str
+    model: str
+    method: str = "acdc"
+    options: Mapping[str, Value] = field(default_factory=dict)
+    n: int | None = None
+    ablation: str = "corrupt"
+    metric: str | None = None
+    prompts: int = 32
+    held_out: int = 100
+    seed: int = 0
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        tasks.load(self.task)
+        method = METHODS[require_known("a method", self.method, METHODS)]
+        require_known("an ablation", self.ablation, ABLATIONS)
+        if self.metric is not None:
+            require_known("a metric", self.metric, METRICS)
+        _check_model(self.model)
+        _check_numbers(self)
+        if self.device is not None and not _DEVICE.fullmatch(self.device):
+            raise BadConfig(f"expected a device such as cpu, cuda, cuda:1 or mps; got {self.device!r}.")
+        object.__setattr__(self, "options", _checked_options(method, self.options))
+        object.__setattr__(self, "n", _checked_n(method, self.n))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain data; those that were left open are absent."""
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return known | {"options": dict(self.options)}
+
+    @staticmethod
+    def from_dict(settings: Mapping[str, Any]) -> Config:
+        """The inverse of `to_dict`.
+
+        Raises:
+            BadConfig: A setting is unknown, missing or of the wrong type.
+        """
+        names = [each.name for each in fields(Config)]
+        for name in settings:
+            if name not in names:
+                hint = did_you_mean(name, names)
+                raise BadConfig(f"expected settings out of {', '.join(names)}; got {name!r}.{hint}")
+        missing = [name for name in ("task", "model") if name not in settings]
+        if missing:
+            raise BadConfig(f"expected a config to name {' and '.join(missing)}; it does not.")
+        for name, value in settings.items():
+            _check_type(name, value)
+        return Config(**settings)
+
+
+def default_model(task: str) -> str:
+    """The model that is used when none is named: the one that ships for the task.
+
+    Raises:
+        BadConfig: None ships for this task.
+
+    Example:
+        >>> default_model("ioi")
+        'zoo:ioi'
+    """
+    tasks.load(task)
+    name = f"zoo:{task}"
+    if name not in zoo():
+        raise BadConfig(
+            f"expected a model: none ships for the task {task}. Give --model with a folder in Hugging Face "
+            "format or a hub name, such as --model gpt2."
+        )
+    return name
+
+
+def parse_option(method: str, text: str) -> tuple[str, Value]:
+    """Read `name=value` as an option of a method, in the option's type.
+
+    Raises:
+        BadConfig: It is not of that form, or the value is not of the type.
+
+    Example:
+        >>> parse_option("acdc", "absolute=true")
+        ('absolute', True)
+    """
+    name, equals, value = text.partition("=")
+    kinds = METHODS[require_known("a method", method, METHODS)].options
+    if not equals:
+        raise BadConfig(f"expected an option as NAME=VALUE, such as absolute=true; got {text!r}.")
+    kind = kinds.get(name.strip(), str)
+    try:
+        return name.strip(), _TRUTH[value.strip().lower()] if kind is bool else kind(value.strip())
+    except (KeyError, ValueError):
+        noun = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+        raise BadConfig(f"expected {name.strip()} to be {noun}; got {value!r}.") from None
+
+
+_TRUTH: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def to_toml(config: Config, *, comments: tuple[str, ...] = ()) -> str:
+    """A config as the text of a TOML file.
+
+    Args:
+        config: The settings.
+        comments: Lines to put at the top.
+    """
+    settings = config.to_dict()
+    options = settings.pop("options")
+    lines = [f"# {line}" for line in comments]
+    lines += [f"{name} = {_toml(value)}" for name, value in ({"schema": SCHEMA} | settings).items()]
+    if options:
+        lines += ["", "[options]", *(f"{name} = {_toml(value)}" for name, value in options.items())]
+    return "\n".join([*lines, ""])
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """The config in a TOML file.
+
+    Raises:
+        BadFile: There is no such file, or it is not text.
+        BadConfig: It is not TOML, or not a config; the message says why.
+    """
+    text = read_text(path)
+    try:
+        settings = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise BadConfig(f"expected a TOML file; {os.fspath(path)} is not one: {error}.") from error
+    schema = settings.pop("schema", None)
+    if schema != SCHEMA:
+        raise BadConfig(
+            f"expected schema = {SCHEMA!r} in {os.fspath(path)}; got {schema!r}. Copy a config.toml of a run."
+        )
+    return Config.from_dict(settings)
+
+
+def command_line(config: Config, *, out: str | os.PathLike[str], flags: tuple[str, ...] = ()) -> str:
+    """The shell command that makes this run, with the settings that differ from the defaults.
+
+    Example:
+        >>> command_line(Config("ioi", "gpt2", options={"tau": 0.1}), out="runs/ioi", flags=("--resume",))
+        'wiretrace discover ioi --model gpt2 --tau 0.1 --out runs/ioi --resume'
+    """
+    plain = Config(config.task, config.model, config.method)
+    words = ["wiretrace", "discover", config.task]
+    if config.model != f"zoo:{config.task}":
+        words += ["--model", config.model]
+    if config.method != Config.method:
+        words += ["--method", config.method]
+    for name, value in config.options.items():
+        if plain.options.get(name) != value:
+            words += ["--tau", repr(value)] if name == "tau" else ["--option", f"{name}={_toml(value)}"]
+    for name in ("n", "ablation", "metric", "prompts", "held_out", "seed", "device"):
+        value = getattr(config, name)
+        if value != getattr(plain, name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join([*words, "--out", os.fspath(out), *flags])
+
+
+def _toml(value: Value) -> str:
+    """A TOML value; strings are JSON strings but for DEL, which TOML wants escaped too."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _check_model(name: str) -> None:
+    if not name or "\0" in name or not name.isprintable():
+        raise BadConfig(f"expected the name of a model, such as zoo:ioi or gpt2; got {name!r}.")
+    if name.startswith("zoo:"):
+        require_known("a model that ships", name, zoo())
+
+
+def _check_numbers(config: Config) -> None:
+    for name, least, most in (
+        ("prompts", 1, MOST_PROMPTS),
+        ("held_out", 1, MOST_PROMPTS),
+        ("seed", 0, 2**63 - 1),
+    ):
+        value = getattr(config, name)
+        if not least <= value <= most:
+            raise BadConfig(f"expected {name.replace('_', '-')} to be from {least} to {most:,}; got {value:,}.")
+
+
+def _checked_options(method: Method, options: Mapping[str, Value]) -> dict[str, Value]:
+    """The given options with defaults, in the order of the method's table."""
+    for name, value in options.items():
+        if name not in method.options:
+            takes = f"it takes {', '.join(method.options)}" if method.options else "it takes none"
+            raise BadConfig(f"expected an option of {method.name}: {takes}; got {name}.")
+        kind = method.options[name]
+        if kind is float and type(value) is int:
+            continue
+        if type(value) is not kind:
+            raise BadConfig(f"expected {name} to be of type {kind.__name__}; got {value!r}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadConfig(f"expected {name} to be a finite number; got {value}.")
+    given = {name: DEFAULTS[name] for name in method.options if name in DEFAULTS} | dict(options)
+    tau = given.get("tau", 0.0)
+    if isinstance(tau, int | float) and tau < 0:
+        raise BadConfig(
+            f"expected tau to be 0 or more, in the unit of the metric; got {tau}. 0.01 to 0.1 are usual; "
+            "larger gives smaller circuits."
+        )
+    return {
+        name: float(given[name]) if kind is float else given[name]
+        for name, kind in method.options.items()
+        if name in given
+    }
+
+
+def _checked_n(method: Method, n: int | None) -> int | None:
+    if method.gives != "scores":
+        if n is not None:
+            raise BadConfig(
+                f"expected no n: {method.name} decides by itself how many edges stay; got n = {n}. "
+                f"{'Set tau instead.' if 'tau' in method.options else 'Leave it out.'}"
+            )
+        return None
+    n = DEFAULT_N if n is None else n
+    if n < 1:
+        raise BadConfig(f"expected n, the number of edges to take, to be at least 1; got {n}.")
+    return n
+
+
+def _check_type(name: str, value: object) -> None:
+    kind: type = {"options": Mapping}.get(name, int if name in _NUMBERS else str)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        noun = {int: "a whole number", str: "text"}.get(kind, "a table")
+        raise BadConfig(f"expected the setting {name} to be {noun}; got {value!r}.")

@@ -1,0 +1,339 @@
+"""A run directory: one run's settings, state, decisions and results.
+
+    status.json      running, finished, failed or interrupted; what the run is; when
+    config.toml      the settings: `wiretrace run config.toml --out FOLDER` makes the run again
+    env.json         versions, device, digests of the model's files
+    decisions.jsonl  every decision of a search, as it is made
+    circuit.json …   the results, which appear together when the run is finished
+
+A run belongs to its directory: a directory that holds anything else is never touched, one that holds another run only
+when that is asked for, and one that a living process writes to not at all. Whatever way a process ends, the directory
+is either empty, or says in `status.json` what it holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from experiments import decision_log
+from experiments.errors import BadRun, FolderTaken
+from graphs.atomic import read_text, remove_leftovers, write_text
+from graphs.errors import BadFile, WriteFailed
+
+SCHEMA: Final = "wiretrace-run/1"
+STATUS: Final = "status.json"
+CONFIG: Final = "config.toml"
+ENVIRONMENT: Final = "env.json"
+DECISIONS: Final = "decisions.jsonl"
+RESULTS: Final = ("circuit.json", "circuit.graphml", "circuit.svg", "scores.json", "report.json", "report.md")
+EXPORTS: Final = ("circuit.pdf", "circuit.png")
+"""What `wiretrace export` puts beside the results; out of date once the run is made anew."""
+
+_STAGING: Final = ".wiretrace-results.part"
+
+State = Literal["running", "finished", "failed", "interrupted"]
+Plan = Literal["new", "resume", "replace", "finished"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `status.json` says.
+
+    Attributes:
+        state: running (or killed while it ran), finished, failed or interrupted.
+        identity: what decides the result: version, settings, digests of the model's files.
+        started: when, in UTC.
+        ended: when, or None.
+        process: the number of the process that wrote it.
+        error: the sentence that a failed run ended with.
+    """
+
+    state: State
+    identity: Mapping[str, Any]
+    started: str
+    ended: str | None = None
+    process: int | None = None
+    error: str | None = None
+
+    def to_json(self) -> str:
+        """As the text of the file."""
+        record = {"schema": SCHEMA, "wiretrace": self.identity.get("wiretrace")} | vars(self)
+        return json.dumps(record, indent=2, allow_nan=False) + "\n"
+
+
+def status(folder: Path) -> Status | None:
+    """What a folder says of itself; None if it is not a run directory."""
+    try:
+        record = json.loads(read_text(folder / STATUS, limit=1_000_000))
+    except (BadFile, ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or record.pop("schema", None) != SCHEMA:
+        return None
+    record.pop("wiretrace", None)
+    try:
+        found = Status(**record)
+    except TypeError:
+        return None
+    known = found.state in ("running", "finished", "failed", "interrupted")
+    return found if known and isinstance(found.identity, dict) else None
+
+
+def plan(folder: Path, identity: Mapping[str, Any], *, overwrite: bool, resume: bool) -> Plan:
+    """What a run of this identity may do with a folder; changes nothing.
+
+    Args:
+        folder: Where the run shall go.
+        identity: What decides its result.
+        overwrite: Another run that is there may be replaced.
+        resume: An unfinished run that is there may be continued.
+
+    Returns:
+        `new` (the folder is absent or empty), `resume`, `replace`, or `finished` (this very run is there, complete).
+
+    Raises:
+        FolderTaken: None of these; the message says what to do.
+        BadRun: Both `overwrite` and `resume` are asked for.
+    """
+    if overwrite and resume:
+        raise BadRun("expected --overwrite (start again) or --resume (go on), not both.")
+    if _is_free(folder):
+        return "new"
+    there = status(folder)
+    if there is None:
+        raise FolderTaken(
+            f"expected an empty folder or one of a run; {folder} holds files that are not of a run, which are left "
+            "alone. Choose another --out."
+        )
+    if overwrite:
+        return "replace"
+    different = differences(there.identity, identity)
+    if different:
+        raise FolderTaken(
+            f"{folder} holds another run ({'; '.join(different)}). Choose another --out, or replace that run with "
+            "--overwrite."
+        )
+    if there.state == "finished":
+        return "finished"
+    if resume:
+        return "resume"
+    made = decision_log.count(folder / DECISIONS)
+    raise FolderTaken(
+        f"{folder} holds this run, {_words(there.state)} after {made:,} decisions. Go on with --resume, or start "
+        "again with --overwrite."
+    )
+
+
+def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """How two identities differ, setting by setting, in words."""
+    said: list[str] = []
+    for name in sorted({*there, *asked}):
+        old, new = there.get(name), asked.get(name)
+        if isinstance(old, dict) and isinstance(new, dict) and name in ("config", "options"):
+            said += differences(old, new)
+        elif name == "model_files":
+            if old and new and old != new:
+                said.append("the model's files have changed since")
+        elif old != new:
+            said.append(f"{name} is {_value(old)} there, {_value(new)} here")
+    return said
+
+
+class RunDirectory:
+    """A run directory that this process may write to; made by `claimed`.
+
+    Attributes:
+        path: The folder.
+        identity: What decides the result.
+        resumed: Whether an unfinished run is continued.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], *, started: str, resumed: bool) -> None:
+        self.path, self.identity, self.resumed = path, identity, resumed
+        self._started = started
+
+    @property
+    def key(self) -> str:
+        """A digest of the identity, which ties decisions to their run."""
+        text = json.dumps(self.identity, sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def decisions(self) -> decision_log.Log:
+        """What was decided so far."""
+        return decision_log.read(self.path / DECISIONS, run=self.key)
+
+    def writer(self, log: decision_log.Log) -> decision_log.Writer:
+        """A log that goes on after what was decided so far."""
+        return decision_log.Writer(self.path / DECISIONS, run=self.key, log=log)
+
+    def set(self, state: State, *, error: str | None = None) -> None:
+        """Say in `status.json` how the run stands.
+
+        Raises:
+            WriteFailed: The system refuses.
+        """
+        ended = None if state == "running" else now()
+        written = Status(state, self.identity, self._started, ended, os.getpid(), error)
+        write_text(self.path / STATUS, written.to_json())
+
+    def write(self, name: str, text: str) -> None:
+        """Write one file, whole or not at all."""
+        write_text(self.path / name, text)
+
+    def publish(self, make: Callable[[Path], None]) -> None:
+        """Let `make` write the results into a folder given to it, then put them in place together.
+
+        Raises:
+            WriteFailed: A result cannot be written; none is then.
+        """
+        staging = self.path / _STAGING
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            staging.mkdir()
+            make(staging)
+            for path in sorted(staging.iterdir()):
+                path.replace(self.path / path.name)
+        except OSError as error:
+            raise _refused(self.path, error) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def discard(self, *, remove_folder: bool) -> None:
+        """Remove everything that a run puts here, and the folder if it was made for it; other files stay."""
+        for name in (*RESULTS, *EXPORTS, DECISIONS, CONFIG, ENVIRONMENT, STATUS):
+            with suppress(OSError):
+                (self.path / name).unlink(missing_ok=True)
+        if remove_folder:
+            with suppress(OSError):
+                self.path.rmdir()
+
+
+@contextmanager
+def claimed(
+    folder: Path, identity: Mapping[str, Any], *, overwrite: bool, resume: bool
+) -> Iterator[RunDirectory]:
+    """A run directory for this process alone, marked as running; marked as failed if the block raises an error.
+
+    A run that fails before its first decision leaves nothing behind. `KeyboardInterrupt` passes through: whoever
+    catches it knows what to say, and sets the state.
+
+    Args:
+        folder: Where; it is made if it is absent, with the folders above it.
+        identity: What decides the result.
+        overwrite: Replace another run.
+        resume: Continue an unfinished run.
+
+    Raises:
+        FolderTaken: As `plan`, or another process is writing there.
+        WriteFailed: The folder cannot be made or written.
+    """
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(folder, error) from error
+    with _locked(folder):
+        chosen = plan(folder, identity, overwrite=overwrite, resume=resume)
+        directory = _begin(folder, identity, chosen, made=made)
+        try:
+            yield directory
+        except Exception as error:
+            _record_failure(directory, error, made=made)
+            raise
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _begin(folder: Path, identity: Mapping[str, Any], chosen: Plan, *, made: bool) -> RunDirectory:
+    remove_leftovers(folder, older_than=0.0)
+    shutil.rmtree(folder / _STAGING, ignore_errors=True)
+    before = status(folder) if chosen == "resume" else None
+    started = before.started if before else now()
+    directory = RunDirectory(folder, identity, started=started, resumed=before is not None)
+    try:
+        directory.set("running")  # from here on older files count as another run's, whenever we are killed
+        if chosen == "replace":
+            directory.discard(remove_folder=False)
+            directory.set("running")
+    except WriteFailed:
+        if made:
+            directory.discard(remove_folder=True)
+        raise
+    return directory
+
+
+def _record_failure(directory: RunDirectory, error: Exception, *, made: bool) -> None:
+    with suppress(BadRun):
+        if not directory.decisions().rows:
+            directory.discard(remove_folder=made)
+            return
+    with suppress(WriteFailed):
+        directory.set("failed", error=f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder's lock, which the system gives back when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system: two processes in one folder are then the user's care
+        yield
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise _refused(folder, error) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderTaken(
+                f"another process is writing to {folder}. Wait for it, stop it, or choose another --out."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL):
+                raise
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether there is nothing, or nothing but what a killed process was about to write.
+
+    Raises:
+        FolderTaken: The path is a file, or a folder that cannot be read.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        raise FolderTaken(f"expected a folder; {folder} is, or lies below, a file. Choose another --out.") from None
+    except OSError as error:
+        raise FolderTaken(f"cannot read {folder}: {error.strerror}. Choose another --out.") from error
+    return all(name.startswith(".wiretrace-") and name.endswith(".part") for name in names)
+
+
+def _refused(folder: Path, error: OSError) -> WriteFailed:
+    return WriteFailed(f"cannot write to {folder}: {error.strerror or error}. Choose another --out.")
+
+
+def _words(state: State) -> str:
+    return {"running": "killed", "failed": "failed", "interrupted": "interrupted"}.get(state, state)
+
+
+def _value(value: object) -> str:
+    return "not set" if value is None else str(value)

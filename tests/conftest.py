@@ -1,0 +1,39 @@
+"""What every test runs under: no network, an empty cache, one thread, the repository on the path.
+
+Nothing heavy is imported here: tests of `graphs` need no torch, and jaxtyping must be able to check `patching` as it
+is first imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "wiretrace-tests-empty-cache")
+for threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(threads, "1")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for a `family` runs on a tiny model of every one."""
+    if "family" in metafunc.fixturenames and not any(
+        "family" in str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize")
+    ):
+        from tests import tiny
+
+        metafunc.parametrize("family", tiny.FAMILIES)
+
+
+def pytest_collection_finish() -> None:
+    """One thread, so that numbers do not depend on the machine and tests can run side by side."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
