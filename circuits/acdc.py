@@ -108,9 +108,7 @@ def search(
 class _Walk:
     """The state of one search."""
 
-    def __init__(
-        self, run: MaskedRun, tau: float, absolute: bool, watch: Watch | None, progress: Progress
-    ) -> None:
+    def __init__(self, run: MaskedRun, tau: float, absolute: bool, watch: Watch | None, progress: Progress) -> None:
         self.run, self.tau, self.absolute = run, tau, absolute
         self.watch, self.progress = watch, progress
         self.mask = run.ones()
@@ -140,9 +138,7 @@ class _Walk:
         """Take over decisions already made."""
         if not decided:
             return
-        order = [
-            edge for target in reversed(range(len(self.run.graph.targets))) for edge in self._incoming(target)
-        ]
+        order = [edge for target in reversed(range(len(self.run.graph.targets))) for edge in self._incoming(target)]
         for number, decision in zip(order, decided, strict=False):
             if self.run.units[number] != decision.edge:
                 raise InvalidOption(
@@ -218,9 +214,7 @@ class _Walk:
         """Rise of the damage; near the threshold, that of the canonical run."""
         delta = damage - self.current
         self.evaluated += 1
-        distance = (
-            min(abs(delta - self.tau), abs(-delta - self.tau)) if self.absolute else abs(delta - self.tau)
-        )
+        distance = min(abs(delta - self.tau), abs(-delta - self.tau)) if self.absolute else abs(delta - self.tau)
         if distance > self.guard and self.evaluated % AUDIT_EVERY:
             return delta
         if self._canonical_now is None or not torch.equal(self._canonical_now[0], self.accepted):

@@ -58,9 +58,7 @@ class Report:
         def share(value: float | None) -> str:
             return "undefined (no gap between clean and ablated)" if value is None else f"{value:.1%}"
 
-        low_high = (
-            "" if self.interval is None else f" (95 %: {self.interval[0]:.1%} to {self.interval[1]:.1%})"
-        )
+        low_high = "" if self.interval is None else f" (95 %: {self.interval[0]:.1%} to {self.interval[1]:.1%})"
         return "\n".join(
             (
                 f"{self.n_edges:,} of {self.n_possible:,} edges ({self.n_edges / self.n_possible:.2%}), "

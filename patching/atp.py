@@ -57,16 +57,12 @@ def scores(run: MaskedRun, *, progress: Progress = silent) -> Scores:
             "there, so every score would be 0. Use logit_difference, or a method that leaves the clean point."
         )
     if run.per_position:
-        raise InvalidOption(
-            "expected a run over edges or nodes; scores by position are not available from atp."
-        )
+        raise InvalidOption("expected a run over edges or nodes; scores by position are not available from atp.")
     effects = []
     for number, batch in enumerate(run.batches):
         effects.append(_node_effects(batch) if run.level == "node" else _edge_effects(batch))
         progress(number + 1, len(run.batches))
-    return Scores.over_prompts(
-        run.graph.architecture, run.level, torch.cat(effects), run.provenance("atp", {})
-    )
+    return Scores.over_prompts(run.graph.architecture, run.level, torch.cat(effects), run.provenance("atp", {}))
 
 
 def _clean_trace(batch: Batch) -> tuple[Trace, Tensor]:
@@ -106,9 +102,7 @@ def _dot(change: Tensor, slope: Tensor, batch: Batch) -> Tensor:
 
 def _edge_effects(batch: Batch) -> Float[Tensor, "example edge"]:
     trace, total = _clean_trace(batch)
-    wanted = (
-        [layer[letter] for layer in trace.projected for letter in "qkv"] + trace.mlp_normed + [trace.final]
-    )
+    wanted = [layer[letter] for layer in trace.projected for letter in "qkv"] + trace.mlp_normed + [trace.final]
     gradients = list(torch.autograd.grad(total, wanted))
     with torch.no_grad():
         return torch.cat(_contract(batch, trace, gradients), dim=1)
@@ -138,9 +132,7 @@ def _contract(batch: Batch, trace: Trace, gradients: list[Tensor]) -> list[Float
             rows = batch.difference(layer, "heads", batch.clean.heads[layer], None, FULL)
             change[:, stage.sources] = -rows.transpose(0, 1)
         elif stage.kind == "mlp":
-            change[:, stage.sources.start] = -batch.difference(
-                layer, "mlp", batch.clean.mlps[layer], None, FULL
-            )[0]
+            change[:, stage.sources.start] = -batch.difference(layer, "mlp", batch.clean.mlps[layer], None, FULL)[0]
     return result
 
 

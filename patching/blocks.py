@@ -35,6 +35,7 @@ class Norm:
     centered: bool
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The normed x."""
         if self.centered:
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
@@ -94,6 +95,7 @@ class Rope:
         return Rope(self.cos[..., index, :], self.sin[..., index, :], self.adjacent)
 
     def __call__(self, x: Float[Tensor, "*batch pos d_head"]) -> Float[Tensor, "*batch pos d_head"]:
+        """The rotated x."""
         width = self.cos.shape[-1]
         turned, rest = x[..., :width], x[..., width:]
         if self.adjacent:
@@ -116,8 +118,10 @@ class Context:
     rope: Rope | None
 
     def queries(self, index: Tensor) -> Context:
-        """The context of some queries only (keys stay whole). An index of shape [example, 1] gives every
-        example its own query position."""
+        """The context of some queries only; keys stay whole.
+
+        An index of shape [example, 1] gives every example its own query position.
+        """
         return Context(self.bias[..., index, :], self.rope.at(index) if self.rope else None)
 
 
@@ -157,10 +161,8 @@ class Attention:
         if heads is not None:
             weight = weight[heads]
             bias = None if bias is None else bias[heads]
-        if x.shape[-4] == 1:
-            value = torch.einsum("...bpd,tde->...tbpe", x.squeeze(-4), weight)
-        else:
-            value = per_head(x, weight)
+        shared = x.shape[-4] == 1
+        value = torch.einsum("...bpd,tde->...tbpe", x.squeeze(-4), weight) if shared else per_head(x, weight)
         return value if bias is None else value + bias[:, None, None, :]
 
     def place(
@@ -183,15 +185,13 @@ class Attention:
         scores = torch.matmul(q * self.scale, k.transpose(-1, -2))
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
-        pattern = torch.softmax(
-            scores + bias, dim=-1, dtype=torch.float32 if scores.dtype.itemsize < 4 else None
-        )
+        pattern = torch.softmax(scores + bias, dim=-1, dtype=torch.float32 if scores.dtype.itemsize < 4 else None)
         return torch.matmul(pattern.to(v.dtype), v)
 
     def share(
         self, z: Float[Tensor, "*sample head example pos d_head"]
     ) -> Float[Tensor, "*sample head example pos d_head"]:
-        """z as it counts in the residual stream: divided by the scale of the norm after attention, if there is one.
+        """The z that counts in the residual stream: divided by the scale of the norm after attention, if there is one.
 
         With such a norm, z must hold all heads of the layer.
         """
@@ -235,6 +235,7 @@ class Mlp:
     post: Norm | None
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """What the MLP writes, given its normed input."""
         hidden = F.linear(x, self.w_in, self.b_in)
         if self.w_gate is None:
             hidden = self.activation(hidden)

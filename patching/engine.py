@@ -43,9 +43,7 @@ class Writes:
 
     def map(self, function: Any) -> Writes:
         """Apply a function to every tensor."""
-        return Writes(
-            function(self.embedded), list(map(function, self.heads)), list(map(function, self.mlps))
-        )
+        return Writes(function(self.embedded), list(map(function, self.heads)), list(map(function, self.mlps)))
 
 
 class Batch:
@@ -70,8 +68,11 @@ class Batch:
         writes: Writes | None,
         row_bytes: int,
     ) -> None:
-        """``prompts`` supply the replacements position by position, unless ``writes`` gives constants. A state may
-        keep rows of up to ``row_bytes``."""
+        """Run the clean prompts and find the replacements.
+
+        ``prompts`` supply the replacements position by position, unless ``writes`` gives constants. A state may keep
+        rows of up to ``row_bytes``.
+        """
         self.model, self.planner, self.metric, self.row_bytes = model, planner, metric, row_bytes
         self.task = task
         self.answers, self.wrong = task.answers.to(model.device), task.wrong_answers.to(model.device)
@@ -123,9 +124,7 @@ class Batch:
             picked = constants[[*range(0, 2 * len(self.model.blocks), 2), -1]]
         return [row + constant for row, constant in zip(rows, picked, strict=True)]
 
-    def at_answer(
-        self, value: Float[Tensor, "*batch example pos width"]
-    ) -> Float[Tensor, "*batch example 1 width"]:
+    def at_answer(self, value: Float[Tensor, "*batch example pos width"]) -> Float[Tensor, "*batch example 1 width"]:
         """A value at each prompt's answer position."""
         if value.shape[-2] == 1:
             return value
@@ -138,14 +137,7 @@ class Batch:
         prediction = Prediction(residual, self.model.readout, self.answers, self.wrong, self.clean_log_probs)
         value = self.metric(prediction)
         if not bool(torch.isfinite(value.detach()).all()):
-            bad = (
-                (~torch.isfinite(value.detach()))
-                .reshape(-1, value.shape[-1])
-                .any(0)
-                .nonzero()
-                .flatten()
-                .tolist()
-            )
+            bad = (~torch.isfinite(value.detach())).reshape(-1, value.shape[-1]).any(0).nonzero().flatten().tolist()
             raise NotFinite(
                 f"expected a finite {self.metric.name}; it is NaN or infinite on prompts {bad[:10]} of this batch. "
                 "Half precision overflows easily: use float32, or check the prompts and the metric."
@@ -171,9 +163,7 @@ class Batch:
         if self._replaced is None:
             self._replaced = self._all_off()
         final = self.at_answer(self.base[-1]).expand(len(self.answer), 1, -1)[:, 0]
-        return State(
-            self, np.zeros(self.mask_shape, dtype=self.mask_dtype), self._replaced, self.measure(final)
-        )
+        return State(self, np.zeros(self.mask_shape, dtype=self.mask_dtype), self._replaced, self.measure(final))
 
     @property
     def mask_shape(self) -> tuple[int, int]:
@@ -211,9 +201,7 @@ class Batch:
         embedded = self.replacement.embedded.expand(examples, positions, -1)
         return Trace(embedded, q, k, v, heads, mlps, [], [], [], [], self.base[-1])
 
-    def difference(
-        self, layer: int | None, kind: str, new: Tensor, index: Tensor | None, lane: int
-    ) -> Tensor:
+    def difference(self, layer: int | None, kind: str, new: Tensor, index: Tensor | None, lane: int) -> Tensor:
         """Rows ``new - replacement`` in the residual stream: [*sample, source, example, pos, d_model]."""
         if kind == "input":
             old = self.replacement.embedded
@@ -224,9 +212,7 @@ class Batch:
             return (new - (self.at_answer(old) if lane == ANSWER else old)).unsqueeze(-4)
         old = self.replacement.heads[layer]
         old = old if index is None else old[index]
-        return self.model.blocks[layer].attention.write(
-            new - (self.at_answer(old) if lane == ANSWER else old), index
-        )
+        return self.model.blocks[layer].attention.write(new - (self.at_answer(old) if lane == ANSWER else old), index)
 
 
 class State:
@@ -283,9 +269,7 @@ class State:
                 value = self._view(self.values["mlps"][stage.layer], lane)
                 yield members, self.batch.difference(stage.layer, "mlp", value, None, lane)
             else:
-                index = torch.tensor(
-                    [source - stage.sources.start for source in members], device=self.embedded.device
-                )
+                index = torch.tensor([source - stage.sources.start for source in members], device=self.embedded.device)
                 value = self._view(self.values["heads"][stage.layer][index], lane)
                 rows = self.batch.difference(stage.layer, "heads", value, index, lane)
                 for start, stop in _runs(members):
@@ -320,9 +304,7 @@ class State:
 
     def covers(self, plan: Plan) -> bool:
         """Whether every stored value that the plan relies on is known wherever the plan needs it."""
-        return bool(
-            (plan.need_sources <= self.need_sources).all() and (plan.need_targets <= self.need_targets).all()
-        )
+        return bool((plan.need_sources <= self.need_sources).all() and (plan.need_targets <= self.need_targets).all())
 
 
 Update = tuple[str, int, Tensor | None, int, Tensor]
@@ -345,11 +327,7 @@ class Trial:
             whole = state.own(name, layer)
             new = tensor[sample if tensor.shape[0] > 1 else 0]
             if lane == ANSWER:
-                place = (
-                    (batch.rows, batch.answer)
-                    if index is None
-                    else (index[:, None], batch.rows, batch.answer)
-                )
+                place = (batch.rows, batch.answer) if index is None else (index[:, None], batch.rows, batch.answer)
                 whole[place] = new.squeeze(-2)
             elif index is None:
                 whole[:] = new
@@ -387,9 +365,7 @@ class Lane:
 class Evaluation:
     """One pass over the stages for a chunk of masks. Use `evaluate`."""
 
-    def __init__(
-        self, state: State, masks: np.ndarray, plan: Plan, tensor: Tensor | None, keep: bool
-    ) -> None:
+    def __init__(self, state: State, masks: np.ndarray, plan: Plan, tensor: Tensor | None, keep: bool) -> None:
         self.state, self.batch, self.masks, self.plan, self.tensor = state, state.batch, masks, plan, tensor
         self.model = self.batch.model
         self.planner = self.batch.planner
@@ -472,9 +448,7 @@ class Evaluation:
         count = rows.shape[1]
         if self.positional:
             pattern, weights = ("npts", entries) if lane == FULL else ("nbts", entries[:, self.batch.answer])
-            return start + torch.einsum(
-                f"{pattern},nsbpd->ntbpd", weights, rows.expand(len(weights), *rows.shape[1:])
-            )
+            return start + torch.einsum(f"{pattern},nsbpd->ntbpd", weights, rows.expand(len(weights), *rows.shape[1:]))
         if rows.shape[0] == 1:
             rows = rows.expand(len(entries), *rows.shape[1:])
         made = (len(entries), entries.shape[-2], *sizes)
@@ -505,8 +479,7 @@ class Evaluation:
         groups = np.unique(self.planner.groups(heads))
         queries, keys, values = self.planner.ports(stage)
         dirty = {
-            letter: plan.dirty_targets[ports]
-            for letter, ports in zip("qkv", (queries, keys, values), strict=True)
+            letter: plan.dirty_targets[ports] for letter, ports in zip("qkv", (queries, keys, values), strict=True)
         }
         everywhere = heads[need[heads] == FULL]
         wanted = {
@@ -531,7 +504,7 @@ class Evaluation:
             self.attend(stage, members, lane, q, head_k, head_v)
 
     def attend(self, stage: Stage, heads: np.ndarray, lane: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """z of some heads, remembered and added to the rows."""
+        """Compute z of some heads, remembered and added to the rows."""
         attention = self.model.blocks[stage.layer].attention
         contexts = self.batch.answer_contexts if lane == ANSWER else self.batch.contexts
         z = attention.share(attention.attend(q, k, v, contexts[stage.layer].bias))
@@ -586,9 +559,7 @@ class Evaluation:
             return old.unsqueeze(0)
         place = torch.from_numpy(np.searchsorted(members, fresh)).to(stored.device)
         if self.tensor is not None:  # only the prefix is old: autograd forbids writing into it
-            return torch.cat(
-                (old[..., :prefix, :].expand(new.shape[0], *old[..., :prefix, :].shape), new), dim=-2
-            )
+            return torch.cat((old[..., :prefix, :].expand(new.shape[0], *old[..., :prefix, :].shape), new), dim=-2)
         merged = old.expand(new.shape[0], *old.shape).clone()
         merged[:, place, :, prefix:] = new
         return merged

@@ -12,9 +12,7 @@ from patching.progress import Progress, silent
 from patching.scores import Scores
 
 
-def scores(
-    run: MaskedRun, *, only: Sequence[Edge | Node | str] | None = None, progress: Progress = silent
-) -> Scores:
+def scores(run: MaskedRun, *, only: Sequence[Edge | Node | str] | None = None, progress: Progress = silent) -> Scores:
     """The effect of ablating each unit alone, everything else running freely.
 
     ``effect(u) = metric(u ablated) - metric(clean)``: activation patching for nodes, exact edge patching for edges.

@@ -108,9 +108,7 @@ class LensModel:
         return cls.wrap(hugging_face.to(device), tokenizer=tokenizer, name=name)
 
     @classmethod
-    def wrap(
-        cls, model: Any, *, tokenizer: Any = None, name: str | None = None, check: bool = True
-    ) -> LensModel:
+    def wrap(cls, model: Any, *, tokenizer: Any = None, name: str | None = None, check: bool = True) -> LensModel:
         """Use a model that is already in memory: a TransformerBridge, or a Hugging Face causal language model.
 
         A Hugging Face model is wrapped in a bridge, which replaces its submodules in place (as TransformerLens
@@ -281,9 +279,7 @@ def _block(layer: Any) -> Block:
 
 def _mlp(mlp: Any, post: Norm | None) -> Mlp:
     inner = mlp.original_component
-    activation = (
-        getattr(inner, "act", None) or getattr(inner, "act_fn", None) or getattr(inner, "activation_fn", None)
-    )
+    activation = getattr(inner, "act", None) or getattr(inner, "act_fn", None) or getattr(inner, "activation_fn", None)
     if activation is None or getattr(inner, "ln", None) is not None:
         raise UnsupportedModel(
             f"expected an MLP of the form out(act(in(x))) or out(act(gate(x)) * in(x)); got {type(inner).__name__}"
@@ -296,7 +292,7 @@ def _mlp(mlp: Any, post: Norm | None) -> Mlp:
 
 
 def _fused(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """torch's own kernel for an activation that is spelled out in Python, where both agree."""
+    """The kernel that torch has for an activation that is spelled out in Python, where both agree."""
     probe = torch.linspace(-6, 6, 101, dtype=torch.float64)
     fused = functools.partial(F.gelu, approximate="tanh")
     return fused if torch.allclose(activation(probe), fused(probe), rtol=1e-9, atol=1e-12) else activation
@@ -313,9 +309,7 @@ def _linear(bridge: Any) -> tuple[Tensor, Tensor | None]:
 def _readout(bridge: Any) -> Readout:
     bias = getattr(bridge, "b_U", None)
     config = getattr(bridge.original_model, "config", None)
-    cap = getattr(config, "final_logit_softcapping", None) or getattr(
-        bridge.cfg, "output_logits_soft_cap", None
-    )
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(bridge.cfg, "output_logits_soft_cap", None)
     return Readout(
         norm=_norm(bridge.ln_final),
         unembed=bridge.W_U.detach(),
@@ -329,9 +323,7 @@ def _architecture(bridge: Any, blocks: tuple[Block, ...]) -> Architecture:
     with_mlp = {block.mlp is not None for block in blocks}
     shapes = {(block.attention.weights["q"].shape, block.attention.weights["k"].shape) for block in blocks}
     if len(with_mlp) > 1 or len(shapes) > 1:
-        raise UnsupportedModel(
-            "expected layers of one shape; got layers that differ in heads or in having an MLP"
-        )
+        raise UnsupportedModel("expected layers of one shape; got layers that differ in heads or in having an MLP")
     return Architecture(
         n_layers=len(blocks),
         n_heads=first.attention.weights["q"].shape[0],
@@ -364,9 +356,7 @@ def _norm(bridge: Any) -> Callable[[Tensor], Tensor]:
             candidate = Norm(scale, bias, eps, centered)
             if not centered and bias is not None:
                 continue
-            if torch.allclose(
-                candidate(probe), expected, rtol=2e-2 if like.dtype.itemsize < 4 else 1e-4, atol=1e-5
-            ):
+            if torch.allclose(candidate(probe), expected, rtol=2e-2 if like.dtype.itemsize < 4 else 1e-4, atol=1e-5):
                 return candidate
     raise UnsupportedModel(f"expected LayerNorm or RMSNorm; {type(module).__name__} computes something else")
 
@@ -376,9 +366,7 @@ def _post_norm(bridge: Any) -> Norm | None:
         return None
     norm = _norm(bridge)
     if not isinstance(norm, Norm) or norm.centered:
-        raise UnsupportedModel(
-            "expected an RMSNorm after attention or MLP; a centred norm there is not supported"
-        )
+        raise UnsupportedModel("expected an RMSNorm after attention or MLP; a centred norm there is not supported")
     return norm
 
 
@@ -399,17 +387,13 @@ def _context(inner: Any, call: dict[str, Any], length: int, model: LensModel) ->
     if isinstance(mask, Tensor) and mask.dim() == 4:
         seen = mask[0, 0, :length, :length]
         allowed = allowed & (seen if seen.dtype == torch.bool else seen > -1.0)
-    if getattr(inner, "attention_type", None) is not None and isinstance(
-        getattr(inner, "bias", None), Tensor
-    ):
+    if getattr(inner, "attention_type", None) is not None and isinstance(getattr(inner, "bias", None), Tensor):
         allowed = allowed & inner.bias[0, 0, :length, :length].bool()  # GPT-Neo's local attention
     bias = torch.zeros(length, length, device=device, dtype=dtype).masked_fill(~allowed, -math.inf)
     tables = call.get("position_embeddings")
     rotary = getattr(inner, "rotary", None)
     if rotary is not None:
-        return Context(
-            bias, Rope(rotary.cos_cached[:length].to(dtype), rotary.sin_cached[:length].to(dtype), True)
-        )
+        return Context(bias, Rope(rotary.cos_cached[:length].to(dtype), rotary.sin_cached[:length].to(dtype), True))
     if tables is None:
         return Context(bias, None)
     return Context(bias, Rope(tables[0][0].detach(), tables[1][0].detach(), adjacent=False))
@@ -446,19 +430,12 @@ def _folder(name: str) -> Path | None:
     """The directory that a name means, or None for a hub name."""
     if name.startswith("zoo:"):
         if name not in zoo_names():
-            raise ModelNotFound(
-                f"expected one of {', '.join(zoo_names())}; got {name!r}, which does not ship."
-            )
+            raise ModelNotFound(f"expected one of {', '.join(zoo_names())}; got {name!r}, which does not ship.")
         return ZOO / name.removeprefix("zoo:")
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if (
-        path.exists()
-        or name.startswith((".", "/", "~"))
-        or name.count("/") > 1
-        or name.endswith(".safetensors")
-    ):
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".safetensors"):
         raise ModelNotFound(
             f"expected a directory with config.json and *.safetensors; {name} is "
             f"{'a file' if path.exists() else 'not there'}."
@@ -527,13 +504,12 @@ def _load_hugging_face(source: str | Path, *, dtype: torch.dtype) -> tuple[Any, 
     try:
         config = transformers.AutoConfig.from_pretrained(source, **options)
         with _quiet(transformers):
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
             )
+            model, info = loaded
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise ModelNotFound(
-            f"expected a causal language model in {source}; it cannot be loaded: {error}"
-        ) from error
+        raise ModelNotFound(f"expected a causal language model in {source}; it cannot be loaded: {error}") from error
     missing = sorted(info.get("missing_keys", ())) + sorted(map(str, info.get("mismatched_keys", ())))
     if missing:
         raise InvalidWeights(
@@ -580,7 +556,8 @@ def native_bridge(*, dtype: torch.dtype = torch.float32, **config: Any) -> Any:
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
-    return TransformerBridge.boot_native(TransformerBridgeConfig(**config), dtype=dtype).eval()
+    boot: Any = TransformerBridge.boot_native  # pyright: ignore[reportAttributeAccessIssue]  # attached on import
+    return boot(TransformerBridgeConfig(**config), dtype=dtype).eval()
 
 
 def _require_finite(model: nn.Module, name: str) -> None:

@@ -25,7 +25,7 @@ from graphs.nodes import Edge, Node
 from patching import ablations, metrics
 from patching.ablations import Ablation
 from patching.engine import Batch, State, Trial, Writes, evaluate
-from patching.errors import InvalidMask
+from patching.errors import InvalidMask, InvalidTask
 from patching.lens import LensModel
 from patching.metrics import Metric
 from patching.plan import Planner
@@ -110,9 +110,7 @@ class MaskedRun:
             runs.append(Writes(trace.embedded, trace.heads, trace.mlps))
         join = [torch.cat(parts, dim=-3) for parts in zip(*(_flat(run) for run in runs), strict=True)]
         layers = len(self.model.blocks)
-        return Writes(join[0], join[1 : 1 + layers], join[1 + layers :]).map(
-            lambda value: combine(value, weights)
-        )
+        return Writes(join[0], join[1 : 1 + layers], join[1 + layers :]).map(lambda value: combine(value, weights))
 
     # --- units -----------------------------------------------------------------------------------------------------
 
@@ -151,9 +149,7 @@ class MaskedRun:
 
     def ones(self) -> Float[Tensor, "*pos unit"]:
         """The mask that keeps everything."""
-        return torch.ones(
-            self.mask_shape, dtype=torch.float64 if self.model.dtype == torch.float64 else torch.float32
-        )
+        return torch.ones(self.mask_shape, dtype=torch.float64 if self.model.dtype == torch.float64 else torch.float32)
 
     def zeros(self) -> Float[Tensor, "*pos unit"]:
         """The mask that ablates everything."""
@@ -211,9 +207,7 @@ class MaskedRun:
             for start in range(0, len(chosen), step):
                 part = chosen[start : start + step]
                 masks = self.expand(flat[part])
-                values = [
-                    evaluate(b.kept if keep else b.ablated, self._own(masks, b)).metric for b in self.batches
-                ]
+                values = [evaluate(b.kept if keep else b.ablated, self._own(masks, b)).metric for b in self.batches]
                 result[part.to(result.device)] = torch.cat(values, dim=-1)
         return result.reshape(*lead, len(self.task))
 
@@ -291,12 +285,11 @@ class MaskedRun:
     def _spread(self, flat: Tensor) -> Tensor:
         flat = flat.to(torch.float64 if self.model.dtype == torch.float64 else torch.float32)
         targets, sources = (torch.from_numpy(places) for places in self._places)
-        whole = flat.new_zeros(*flat.shape[:-1], len(self.graph.targets), len(self.graph.sources))
+        shape = (len(self.graph.targets), len(self.graph.sources))
         values = flat if self.level == "edge" else flat[..., sources]
-        return whole.index_put_(
-            (*(torch.arange(n, device=flat.device).reshape(-1, *([1] * (flat.ndim - 1 - i))) for i, n in enumerate(flat.shape[:-1])),
-             targets.to(flat.device), sources.to(flat.device)), values
-        )  # fmt: skip
+        places = (targets * shape[1] + sources).to(flat.device)
+        whole = flat.new_zeros(*flat.shape[:-1], shape[0] * shape[1])
+        return whole.index_copy(-1, places, values).unflatten(-1, shape)
 
     def _own(self, masks: np.ndarray, batch: Batch) -> np.ndarray:
         """The positions that a batch computes."""
@@ -378,11 +371,7 @@ def _flat(writes: Writes) -> Iterator[Tensor]:
 
 
 def _check_tokens(model: LensModel, task: Task) -> None:
-    from patching.errors import InvalidTask
-
-    highest = max(
-        int(tokens.max()) for tokens in (task.clean, task.corrupt, task.answers, task.wrong_answers)
-    )
+    highest = max(int(tokens.max()) for tokens in (task.clean, task.corrupt, task.answers, task.wrong_answers))
     if highest >= model.d_vocab:
         raise InvalidTask(
             f"expected token ids below {model.d_vocab}, the vocabulary of {model.name}; got {highest}. "

@@ -69,6 +69,7 @@ class Metric:
     zero_gradient_when_clean: bool = False
 
     def __call__(self, prediction: Prediction) -> Float[Tensor, "*sample example"]:
+        """The metric of every prompt."""
         return self.function(prediction)
 
     def damage(self, value: Tensor, clean: Tensor) -> Tensor:
@@ -117,8 +118,10 @@ METRICS: dict[str, Metric] = {
 
 
 def get(metric: str | Metric) -> Metric:
-    """A metric by name: ``logit_difference`` (answer minus wrong answer), ``log_probability`` and ``probability``
-    of the answer, ``probability_difference``, ``loss`` (minus the answer's log-probability), ``kl`` (clean ‖ run).
+    """A metric by name.
+
+    ``logit_difference`` (answer minus wrong answer), ``log_probability`` and ``probability`` of the answer,
+    ``probability_difference``, ``loss`` (minus the answer's log-probability), ``kl`` (clean ‖ run).
 
     Raises:
         InvalidOption: there is no metric of that name.

@@ -47,8 +47,10 @@ class Plan:
 
 
 class Planner:
-    """Plans for one model. ``joined`` models have a norm over the sum of a layer's heads, so its heads stand
-    or fall together."""
+    """Makes plans for one model.
+
+    ``joined`` models have a norm over the sum of a layer's heads, so its heads stand or fall together.
+    """
 
     def __init__(self, graph: ComponentGraph, *, joined: bool) -> None:
         self.graph = graph
@@ -136,9 +138,7 @@ def _stages(graph: ComponentGraph) -> list[Stage]:
         kinds = [("attention", ports, shape.n_heads)] + ([("mlp", 1, 1)] if shape.has_mlp else [])
         for kind, reads, writes in kinds:
             visible = graph.n_visible[target]
-            stages.append(
-                Stage(kind, layer, slice(target, target + reads), slice(source, source + writes), visible)
-            )
+            stages.append(Stage(kind, layer, slice(target, target + reads), slice(source, source + writes), visible))
             target, source = target + reads, source + writes
     stages.append(Stage("logits", shape.n_layers, slice(target, target + 1), slice(source, source), source))
     return stages

@@ -54,13 +54,9 @@ class Task:
             raise InvalidTask(f"expected at least one prompt of at least one token; got {count} of {length}.")
         for what in ("answers", "wrong_answers", "positions"):
             if getattr(self, what).shape[0] != count:
-                raise InvalidTask(
-                    f"expected {count} rows of {what}, one per prompt; got {len(getattr(self, what))}."
-                )
+                raise InvalidTask(f"expected {count} rows of {what}, one per prompt; got {len(getattr(self, what))}.")
         if bool((self.positions < 0).any()) or bool((self.positions >= length).any()):
-            raise InvalidTask(
-                f"expected answer positions from 0 to {length - 1}; got {self.positions.tolist()}."
-            )
+            raise InvalidTask(f"expected answer positions from 0 to {length - 1}; got {self.positions.tolist()}.")
         if bool((self.answers < 0).all(-1).any()):
             rows = (self.answers < 0).all(-1).nonzero().flatten().tolist()
             raise InvalidTask(f"expected an answer for every prompt; rows {rows} have none.")
@@ -97,9 +93,7 @@ class Task:
                 names the rows and the words.
         """
         if tokenizer is None:
-            raise InvalidTask(
-                "expected a tokenizer; this model has none. Build the Task from token ids instead."
-            )
+            raise InvalidTask("expected a tokenizer; this model has none. Build the Task from token ids instead.")
         counts = {
             "clean": len(clean),
             "corrupt": len(corrupt),
@@ -110,9 +104,7 @@ class Task:
             raise InvalidTask(f"expected as many of each and at least one; got {counts}.")
         start = [tokenizer.bos_token_id] if prepend_bos else []
         if start == [None]:
-            raise InvalidTask(
-                "expected a tokenizer with a BOS token for prepend_bos=True; this one has none."
-            )
+            raise InvalidTask("expected a tokenizer with a BOS token for prepend_bos=True; this one has none.")
         encode = _encoder(tokenizer)
         clean_ids = [start + encode(text) for text in clean]
         corrupt_ids = [start + encode(text) for text in corrupt]
@@ -121,9 +113,7 @@ class Task:
         wrong = [_single_tokens(encode, row, words) for row, words in enumerate(wrong_answers)]
         both = [row for row, (a, b) in enumerate(zip(right, wrong, strict=True)) if set(a) & set(b)]
         if both:
-            raise InvalidTask(
-                f"expected answers that are not also wrong answers; rows {both} have such a token."
-            )
+            raise InvalidTask(f"expected answers that are not also wrong answers; rows {both} have such a token.")
         return cls(
             name=name,
             clean=_pad(clean_ids, 0),

@@ -15,9 +15,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="leave out the rows at GPT-2 small's shape")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results.json", help="where to write JSON"
-    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json", help="where to write JSON")
     options = parser.parse_args()
 
     import torch

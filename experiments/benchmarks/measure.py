@@ -30,11 +30,10 @@ class Row:
     note: str = ""
 
 
-def medians(
-    ours: Callable[[], Any], floor: Callable[[], Any], *, repeats: int
-) -> tuple[list[float], list[float]]:
+def medians(ours: Callable[[], Any], floor: Callable[[], Any], *, repeats: int) -> tuple[list[float], list[float]]:
     """Median (CPU, wall) milliseconds of two functions called in turn, after one call each to warm up."""
-    ours(), floor()
+    ours()
+    floor()
     times: tuple[list[tuple[float, float]], ...] = ([], [])
     for _ in range(repeats):
         for function, kept in zip((ours, floor), times, strict=True):
@@ -50,9 +49,7 @@ def at_most(
     """A row whose cost may be at most ``bar`` times the floor's."""
     mine, theirs = medians(ours, floor, repeats=repeats)
     ratio = mine[0] / theirs[0]
-    return Row(
-        name, mine[0], theirs[0], "ms CPU", ratio, f"≤ {bar:g}×", ratio <= bar, mine[1] / theirs[1], note
-    )
+    return Row(name, mine[0], theirs[0], "ms CPU", ratio, f"≤ {bar:g}×", ratio <= bar, mine[1] / theirs[1], note)
 
 
 def peak_bytes(function: Callable[[], Any]) -> int:
@@ -79,9 +76,7 @@ def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [
-            line.split(":", 1)[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         cpu = names[0] if names else cpu
     return {

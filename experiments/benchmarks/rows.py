@@ -131,9 +131,7 @@ class WholeModel:
         """Damage under one mask."""
         self.evaluations += 1
         masks = self.run.expand(mask[None])
-        values = [
-            Evaluation(batch.ablated, masks, self.plan, None, False).run() for batch in self.run.batches
-        ]
+        values = [Evaluation(batch.ablated, masks, self.plan, None, False).run() for batch in self.run.batches]
         return float(self.run.damage(torch.cat(values, dim=-1))[0])
 
 
