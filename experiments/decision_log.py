@@ -117,7 +117,9 @@ class Writer:
             raise self._failed(error) from error
 
     def _failed(self, error: OSError) -> WriteFailed:
-        return WriteFailed(f"cannot write {self._path}: {error.strerror or error}. Free some space or choose another --out.")
+        return WriteFailed(
+            f"cannot write {self._path}: {error.strerror or error}. Free some space or choose another --out."
+        )
 
     def __enter__(self) -> Writer:
         return self

@@ -25,5 +25,5 @@ class NoMemory(WiretraceError):
     """The run needs more memory than there is."""
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Somebody stopped the run with Ctrl-C or SIGTERM; the text says what is left and how to go on."""

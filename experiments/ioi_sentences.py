@@ -8,8 +8,8 @@ away:
 | `ioi` | When Mary and John ..., John gave a drink to Mary. | the other name |
 | `stranger` | Lisa was tired. Then, Mary and John ... John ... to Mary. | not just any other name |
 | `two_pairs` | Paul and Lisa were tired. Mary and John ... Paul ... to Lisa. | the subject's own partner |
+| `recall` | Paul met Lisa. Mary and John were tired. John thanked Mary. | the same, shorter |
 | `outsider` | When Mary and John ..., Kevin gave a drink to them. | is the subject one of the two? |
-| `three` | When Mary, John and Lisa ..., John gave a drink to them. | how many others are there? |
 | `exchange` | ... John was hungry, so Mary gave a drink to John. | who acts last, not who occurs once |
 | `alone` | Mary was at the store. John gave a drink to Mary. | one name, no duplicate |
 | `thanks` | ... John gave a drink to Mary. Mary thanked John. | the other way round |
@@ -126,10 +126,11 @@ def _outsider(rng: random.Random) -> str:
     return f"{_fill(rng, *_names(rng, 3))} them."
 
 
-def _three(rng: random.Random) -> str:
-    first, second, third = _names(rng, 3)
-    subject = rng.choice((first, second, third))
-    return f"{_fill(rng, f'{first}, {second}', third, subject)} them."
+def _recall(rng: random.Random) -> str:
+    a, b, c, d = _names(rng, 4)
+    openings = [rng.choice(PAIR_OPENINGS).format(a=x, b=y, **_words(rng)) for x, y in ((a, b), (c, d))]
+    pairs = [rng.sample(pair, 2) for pair in rng.sample(((a, b), (c, d)), 2)]
+    return " ".join([*openings, *(f"{x} thanked {y}." for x, y in pairs)])
 
 
 def _exchange(rng: random.Random) -> str:
@@ -156,11 +157,11 @@ def _thanks(rng: random.Random) -> str:
 KINDS: dict[str, tuple[Callable[[random.Random], str], float]] = {
     "ioi": (_ioi, 0.30),
     "stranger": (_stranger, 0.12),
-    "two_pairs": (_two_pairs, 0.28),
+    "two_pairs": (_two_pairs, 0.24),
+    "recall": (_recall, 0.12),
     "outsider": (_outsider, 0.08),
-    "three": (_three, 0.06),
-    "exchange": (_exchange, 0.06),
+    "exchange": (_exchange, 0.05),
     "alone": (_alone, 0.04),
-    "thanks": (_thanks, 0.06),
+    "thanks": (_thanks, 0.05),
 }
 """What makes each kind of sentence, and its share of the corpus."""

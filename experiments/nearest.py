@@ -26,7 +26,8 @@ def require_known(what: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
     if name in names:
         return name
-    raise UnknownName(f"expected {what} out of {', '.join(names)}; got {name!r}.{did_you_mean(name, names)}")
+    there = f"out of {', '.join(names)}" if names else "but there is none"
+    raise UnknownName(f"expected {what} {there}; got {name!r}.{did_you_mean(name, names)}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

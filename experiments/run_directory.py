@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from experiments import decision_log
-from experiments.errors import BadRun, FolderTaken
+from experiments.errors import BadConfig, BadRun, FolderTaken
 from graphs.atomic import read_text, remove_leftovers, write_text
 from graphs.errors import BadFile, WriteFailed
 
@@ -102,10 +102,10 @@ def plan(folder: Path, identity: Mapping[str, Any], *, overwrite: bool, resume: 
 
     Raises:
         FolderTaken: None of these; the message says what to do.
-        BadRun: Both `overwrite` and `resume` are asked for.
+        BadConfig: Both `overwrite` and `resume` are asked for.
     """
     if overwrite and resume:
-        raise BadRun("expected --overwrite (start again) or --resume (go on), not both.")
+        raise BadConfig("expected --overwrite (start again) or --resume (go on), not both.")
     if _is_free(folder):
         return "new"
     there = status(folder)
@@ -207,20 +207,31 @@ class RunDirectory:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def discard(self, *, remove_folder: bool) -> None:
-        """Remove everything that a run puts here, and the folder if it was made for it; other files stay."""
-        for name in (*RESULTS, *EXPORTS, DECISIONS, CONFIG, ENVIRONMENT, STATUS):
-            with suppress(OSError):
+    def clear(self) -> None:
+        """Remove everything that a run puts here but its status; files of others stay.
+
+        Raises:
+            WriteFailed: The system refuses.
+        """
+        try:
+            for name in (*RESULTS, *EXPORTS, DECISIONS, CONFIG, ENVIRONMENT):
                 (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _refused(self.path, error) from error
+
+    def discard(self, *, remove_folder: bool) -> None:
+        """Remove the whole run, as far as the system lets us, and the folder if it was made for it."""
+        with suppress(WriteFailed):
+            self.clear()
+        with suppress(OSError):
+            (self.path / STATUS).unlink(missing_ok=True)
         if remove_folder:
             with suppress(OSError):
                 self.path.rmdir()
 
 
 @contextmanager
-def claimed(
-    folder: Path, identity: Mapping[str, Any], *, overwrite: bool, resume: bool
-) -> Iterator[RunDirectory]:
+def claimed(folder: Path, identity: Mapping[str, Any], *, overwrite: bool, resume: bool) -> Iterator[RunDirectory]:
     """A run directory for this process alone, marked as running; marked as failed if the block raises an error.
 
     A run that fails before its first decision leaves nothing behind. `KeyboardInterrupt` passes through: whoever
@@ -243,6 +254,8 @@ def claimed(
         raise _refused(folder, error) from error
     with _locked(folder):
         chosen = plan(folder, identity, overwrite=overwrite, resume=resume)
+        if chosen == "finished":
+            raise FolderTaken(f"{folder} holds this run already, finished. Do it again with --overwrite.")
         directory = _begin(folder, identity, chosen, made=made)
         try:
             yield directory
@@ -265,8 +278,7 @@ def _begin(folder: Path, identity: Mapping[str, Any], chosen: Plan, *, made: boo
     try:
         directory.set("running")  # from here on older files count as another run's, whenever we are killed
         if chosen == "replace":
-            directory.discard(remove_folder=False)
-            directory.set("running")
+            directory.clear()
     except WriteFailed:
         if made:
             directory.discard(remove_folder=True)

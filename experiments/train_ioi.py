@@ -260,9 +260,7 @@ def last_logits(
     return logits[torch.arange(len(rows)), ends]
 
 
-def measure(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt]
-) -> dict[str, float]:
+def measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt]) -> dict[str, float]:
     """Measure how well the model does IOI.
 
     Args:
@@ -313,12 +311,8 @@ def measure_all(
         by_template[prompt.template].append(prompt)
     return {
         "ioi": {split: measure(model, tokenizer, prompts) for split, prompts in by_split.items()},
-        "by_template": {
-            name: measure(model, tokenizer, by_template[name])["accuracy"] for name in sorted(by_template)
-        },
-        "by_kind": {
-            kind: _kind_accuracy(model, tokenizer, kind, n=max(1, n // 10), seed=seed) for kind in KINDS
-        },
+        "by_template": {name: measure(model, tokenizer, by_template[name])["accuracy"] for name in sorted(by_template)},
+        "by_kind": {kind: _kind_accuracy(model, tokenizer, kind, n=max(1, n // 10), seed=seed) for kind in KINDS},
     }
 
 
@@ -382,6 +376,8 @@ def train(
         }
         (folder / RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(record), encoding="utf-8")
+        for path in folder.iterdir():
+            path.chmod(0o644)
     return record
 
 
@@ -406,13 +402,9 @@ def _new_folder(out: Path, *, force: bool) -> Iterator[Path]:
     out = out.resolve()
     taken = out.exists() and not (out.is_dir() and not any(out.iterdir()))
     if taken and not force:
-        raise OutputExists(
-            f"expected a new folder; {out} exists. Choose another, or give --force to replace it."
-        )
+        raise OutputExists(f"expected a new folder; {out} exists. Choose another, or give --force to replace it.")
     if taken and not (out / RECORD).is_file():
-        raise OutputExists(
-            f"expected a folder made by this script; {out} has no {RECORD}. Choose another one."
-        )
+        raise OutputExists(f"expected a folder made by this script; {out} has no {RECORD}. Choose another one.")
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     except OSError as error:

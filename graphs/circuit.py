@@ -177,12 +177,7 @@ class Circuit:
         """Each key/value group of the circuit with each of its query heads that is in the circuit too."""
         present = set(self.nodes)
         groups = (node for node in self.nodes if node.kind == "kv")
-        return [
-            (group, member)
-            for group in groups
-            for member in self.graph.query_heads(group)
-            if member in present
-        ]
+        return [(group, member) for group in groups for member in self.graph.query_heads(group) if member in present]
 
     @staticmethod
     def from_networkx(g: nx.Graph[Any]) -> Circuit:
@@ -197,9 +192,7 @@ class Circuit:
             BadName, UnknownNode, UnknownEdge: If a name is not one or not one of this architecture's.
         """
         if not g.is_directed():
-            raise BadCircuit(
-                "a circuit is a directed graph; got an undirected one, whose edges have no source"
-            )
+            raise BadCircuit("a circuit is a directed graph; got an undirected one, whose edges have no source")
         _check_schema(g.graph.get("schema"), where="the graph attribute 'schema'")
         if "architecture" not in g.graph:
             raise BadCircuit("the graph attribute 'architecture' is missing, so no node can be checked")
@@ -224,14 +217,10 @@ class Circuit:
             "architecture": self.architecture.to_dict(),
             "provenance": dict(self.provenance),
         }
-        lines = [
-            f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}," for key, value in header.items()
-        ]
+        lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}," for key, value in header.items()]
         rows = [{"edge": str(edge)} | _score_of(self.scores, edge) for edge in self.edges]
         edges = ",\n    ".join(json.dumps(row, allow_nan=False) for row in rows)
-        return "\n".join(
-            ["{", *lines, f'  "edges": [\n    {edges}\n  ]' if rows else '  "edges": []', "}", ""]
-        )
+        return "\n".join(["{", *lines, f'  "edges": [\n    {edges}\n  ]' if rows else '  "edges": []', "}", ""])
 
     @staticmethod
     def from_json(text: str) -> Circuit:
@@ -243,9 +232,7 @@ class Circuit:
         """
         record = _parsed(text)
         if not isinstance(record, dict):
-            raise BadCircuit(
-                f"expected a JSON object with the keys {', '.join(_FILE_KEYS)}; got {_kind(record)}"
-            )
+            raise BadCircuit(f"expected a JSON object with the keys {', '.join(_FILE_KEYS)}; got {_kind(record)}")
         _check_schema(record.get("schema"), where="the key 'schema'")
         _check_keys(record, required=_FILE_KEYS, owner="a circuit")
         if not isinstance(record["edges"], list):
@@ -253,9 +240,7 @@ class Circuit:
         scores: dict[Edge, Any] = {}
         for row in record["edges"]:
             if not isinstance(row, dict):
-                raise BadCircuit(
-                    f'an edge must be an object such as {{"edge": "m0->logits"}}; got {_kind(row)}'
-                )
+                raise BadCircuit(f'an edge must be an object such as {{"edge": "m0->logits"}}; got {_kind(row)}')
             _check_keys(row, required=("edge",), optional=("score",), owner="an edge")
             edge = Edge.parse(row["edge"])
             if edge in scores:
@@ -288,9 +273,7 @@ class Circuit:
     def __str__(self) -> str:
         said = [self.provenance.get(name) for name in ("model", "task", "method")]
         made = " · ".join(visible(name) for name in said if isinstance(name, str) and name)
-        what = (
-            f"{self.n_edges:,} of {self.n_possible:,} edges between {len(self.nodes):,} nodes ({self.graph})"
-        )
+        what = f"{self.n_edges:,} of {self.n_possible:,} edges between {len(self.nodes):,} nodes ({self.graph})"
         return f"{made}: {what}" if made else what
 
     def __repr__(self) -> str:
@@ -337,9 +320,7 @@ def _checked_scores(scores: Mapping[Edge, SupportsFloat], *, edges: tuple[Edge, 
     strangers = scores.keys() - set(edges)
     if strangers:
         first = min(map(str, strangers))
-        raise BadCircuit(
-            f"{len(strangers):,} scores belong to edges that are not in the circuit, such as {first}"
-        )
+        raise BadCircuit(f"{len(strangers):,} scores belong to edges that are not in the circuit, such as {first}")
     return {edge: _finite(scores[edge], edge=edge) for edge in edges if edge in scores}
 
 
@@ -351,9 +332,7 @@ def _finite(value: SupportsFloat, *, edge: Edge) -> float:
     except (ValueError, OverflowError, TypeError) as error:
         raise BadCircuit(f"the score of {edge} must be a number; {error}") from error
     if not math.isfinite(number):
-        raise BadCircuit(
-            f"the score of {edge} must be finite; got {number}, so the run that made it went wrong"
-        )
+        raise BadCircuit(f"the score of {edge} must be finite; got {number}, so the run that made it went wrong")
     return number
 
 
@@ -490,9 +469,7 @@ def _parsed(text: str) -> Any:
         raise BadCircuit("the JSON is nested too deep to be a circuit; is it the right file?") from None
     except json.JSONDecodeError as error:
         cut = "; it ends early, so it may be cut short" if error.pos >= len(text.rstrip()) else ""
-        raise BadCircuit(
-            f"it is not JSON (line {error.lineno}, column {error.colno}: {error.msg}){cut}"
-        ) from None
+        raise BadCircuit(f"it is not JSON (line {error.lineno}, column {error.colno}: {error.msg}){cut}") from None
     except WiretraceError:
         raise
     except ValueError as error:  # an integer of more digits than Python converts
@@ -516,9 +493,7 @@ def _check_schema(schema: object, *, where: str) -> None:
     if schema == SCHEMA:
         return
     if isinstance(schema, str) and schema.startswith("wiretrace-circuit/"):
-        raise BadCircuit(
-            f"expected schema {SCHEMA!r}; got {schema[:60]!a}, which another version of Wiretrace wrote"
-        )
+        raise BadCircuit(f"expected schema {SCHEMA!r}; got {schema[:60]!a}, which another version of Wiretrace wrote")
     came = "nothing" if schema is None else f"{str(schema)[:60]!a}"
     raise BadCircuit(f"expected {where} to be {SCHEMA!r}; got {came}: this is not a Wiretrace circuit")
 
@@ -559,14 +534,10 @@ def _edge_from(graph: ComponentGraph, start: str, end: str, attributes: Mapping[
     source, target = Node.parse(start), Node.parse(end)
     structural, port = attributes.get("structural", False), attributes.get("port", "")
     if not isinstance(structural, bool):
-        raise BadCircuit(
-            f"edge {source}->{target}: 'structural' must be True or False; got {_kind(structural)}"
-        )
+        raise BadCircuit(f"edge {source}->{target}: 'structural' must be True or False; got {_kind(structural)}")
     if structural:
         if source.kind != "kv" or target not in graph.query_heads(source):
-            raise BadCircuit(
-                f"edge {source}->{target}: only a group and one of its heads are joined structurally"
-            )
+            raise BadCircuit(f"edge {source}->{target}: only a group and one of its heads are joined structurally")
         return None
     if port not in ("q", "k", "v", "", None):
         raise BadCircuit(f"edge {source}->{target}: 'port' must be q, k, v or empty; got {str(port)[:40]!a}")

@@ -73,9 +73,7 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
         >>> print(compare(circuit, circuit.prune()))  # what pruning took away stands under "only a"
     """
     if a.architecture != b.architecture:
-        raise BadCircuit(
-            f"circuits can be compared if their models have one shape; got {a.graph} and {b.graph}"
-        )
+        raise BadCircuit(f"circuits can be compared if their models have one shape; got {a.graph} and {b.graph}")
     edges_a, edges_b, nodes_a, nodes_b = set(a.edges), set(b.edges), set(a.nodes), set(b.nodes)
     return Comparison(
         only_a=tuple(edge for edge in a.edges if edge not in edges_b),

@@ -102,9 +102,7 @@ class Architecture:
         unknown = sorted(str(name) for name in fields if name not in known)
         missing = [name for name in ("n_layers", "n_heads") if name not in fields]
         if unknown or missing:
-            said = [f"missing {name}" for name in missing] + [
-                f"unknown {name[:40]!a}" for name in unknown[:3]
-            ]
+            said = [f"missing {name}" for name in missing] + [f"unknown {name[:40]!a}" for name in unknown[:3]]
             raise BadArchitecture(f"an architecture has the fields {', '.join(known)}; got {', '.join(said)}")
         return Architecture(**fields)
 
@@ -239,9 +237,7 @@ class ComponentGraph:
 
     def has_node(self, node: Node) -> bool:
         """Whether `node` writes or reads in this architecture."""
-        return (
-            node in self.source_index or Port(node, "k" if node.kind == "kv" else None) in self.target_index
-        )
+        return node in self.source_index or Port(node, "k" if node.kind == "kv" else None) in self.target_index
 
     def check_node(self, node: Node) -> None:
         """Raise unless this architecture has the node.
@@ -297,11 +293,7 @@ class ComponentGraph:
             near = Edge(edge.source, self.key_value_node(target), port)
             return f"no edge {edge}: keys and values are shared by a group of heads; use {near}"
         last = self.sources[self.n_visible[self.target_index[edge.reads]] - 1]
-        own = (
-            " (its attention and MLP run in parallel)"
-            if self.architecture.parallel and target.kind == "mlp"
-            else ""
-        )
+        own = " (its attention and MLP run in parallel)" if self.architecture.parallel and target.kind == "mlp" else ""
         return f"no edge {edge}: {edge.reads} reads only what is written before it{own}, input to {last}"
 
     def __str__(self) -> str:

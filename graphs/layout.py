@@ -207,9 +207,7 @@ def _places(
         both_sides = sweep >= _SWEEPS // 3
         done: set[Node] = set()
         for slot in inner if upward else reversed(inner):
-            wishes = {
-                node: _barycentre(node, x_of, pulls[node], None if both_sides else done) for node in slot
-            }
+            wishes = {node: _barycentre(node, x_of, pulls[node], None if both_sides else done) for node in slot}
             slot.sort(key=lambda node: wishes[node])  # noqa: B023  # stable: ties keep their order
             _settle(slot, wishes, x_of)
             done.update(slot)
@@ -232,9 +230,7 @@ def _slots(rows: Sequence[_Row], mlps: Mapping[int, list[Node]]) -> list[list[No
     return slots
 
 
-def _barycentre(
-    node: Node, x_of: Mapping[Node, float], pulls: Mapping[Node, float], only: set[Node] | None
-) -> float:
+def _barycentre(node: Node, x_of: Mapping[Node, float], pulls: Mapping[Node, float], only: set[Node] | None) -> float:
     """The mean x of a node's neighbours, or where it is now if it has none."""
     total = weight = 0.0
     for neighbour, strength in pulls.items():
@@ -292,18 +288,14 @@ def _shift_into_view(rows: Sequence[_Row], x_of: dict[Node, float]) -> float:
     for node in x_of:
         x_of[node] += shift
     for row in rows[1:-1]:
-        row.sides = [
-            (x_of[node] - box_width(node) / 2, x_of[node] + box_width(node) / 2) for node in row.nodes
-        ]
+        row.sides = [(x_of[node] - box_width(node) / 2, x_of[node] + box_width(node) / 2) for node in row.nodes]
     return width
 
 
 # -------------------------------------------------------------------------------------------------------- routes
 
 
-def _routes(
-    circuit: Circuit, rows: Sequence[_Row], x_of: Mapping[Node, float], *, width: float
-) -> list[_Route]:
+def _routes(circuit: Circuit, rows: Sequence[_Row], x_of: Mapping[Node, float], *, width: float) -> list[_Route]:
     """Choose for each edge the gap by which it passes each row between its ends; strong edges choose first."""
     row_of = {node: number for number, row in enumerate(rows) for node in row.nodes}
     routes = []
@@ -337,9 +329,7 @@ def _gap(row: _Row, number: int, *, width: float) -> tuple[float, float]:
     return (left, right) if left <= right else ((left + right) / 2,) * 2
 
 
-def _cheapest_gaps(
-    route: _Route, rows: Sequence[_Row], used: Sequence[Sequence[int]], *, width: float
-) -> list[int]:
+def _cheapest_gaps(route: _Route, rows: Sequence[_Row], used: Sequence[Sequence[int]], *, width: float) -> list[int]:
     """One gap per row passed: least sideways movement, with a price for crowded gaps."""
     total = len(route.rows) + 1
     costs: dict[int, tuple[float, float]] = {0: (0.0, route.start)}  # gap -> cost so far, x there
@@ -355,9 +345,7 @@ def _cheapest_gaps(
             x = min(max(ideal, low), high)
             room = max(1.0, (min(high, x + 60) - max(low, x - 60)) / _LANE)
             price = 220.0 * max(0.0, (used[number][gap] + 1) / room - 0.6) ** 2
-            cost, before = min(
-                (cost + abs(x - x_before) ** 1.5, gap) for gap, (cost, x_before) in costs.items()
-            )
+            cost, before = min((cost + abs(x - x_before) ** 1.5, gap) for gap, (cost, x_before) in costs.items())
             choices[gap] = (cost + price, x)
             origin[gap] = before
         history.append(origin)

@@ -63,9 +63,7 @@ _NUMBER = "(0|[1-9][0-9]{0,8})"
 _NODE = re.compile(f"(?:(?:a{_NUMBER}\\.(h|kv)|m{_NUMBER}\\.(n)){_NUMBER}|m{_NUMBER}|(input)|(logits))")
 _END = re.compile(f"([^<>@]*)(?:<([^<>@]*)>)?(?:@{_NUMBER})?")
 _WRITERS: Final = frozenset({"input", "head", "mlp", "neuron"})
-_LETTERS: Final[
-    dict[str, tuple[Letter | None, ...]]
-] = {  # which letters the reading ports of a kind can carry
+_LETTERS: Final[dict[str, tuple[Letter | None, ...]]] = {  # which letters the reading ports of a kind can carry
     "head": ("q", "k", "v", None),
     "kv": ("k", "v"),
     "mlp": (None,),
@@ -249,9 +247,7 @@ def _check_number(record: Node | Edge, field: str, *, wanted: bool) -> None:
             raise BadName(f"{_owner(record)} has no {field}; got {field}={_shown(value)}, leave it out")
         return
     if type(value) is not int:
-        value = _whole(
-            value, message=f"{_owner(record)} needs a whole number as its {field}; got {_shown(value)}"
-        )
+        value = _whole(value, message=f"{_owner(record)} needs a whole number as its {field}; got {_shown(value)}")
         object.__setattr__(record, field, value)
     if not 0 <= value <= LARGEST_NUMBER:
         raise BadName(f"{_owner(record)} needs a {field} from 0 to {LARGEST_NUMBER:,}; got {_shown(value)}")
@@ -288,9 +284,7 @@ def _split_end(text: str, *, whole: object) -> tuple[Node, Letter | None, int | 
     """Take `a9.h6<q>@7` apart into node, letter and position."""
     match = _END.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise BadName(
-            f"expected NODE, NODE<PORT> or NODE<PORT>@POSITION, for example a9.h6<q>@7; got {_shown(whole)}"
-        )
+        raise BadName(f"expected NODE, NODE<PORT> or NODE<PORT>@POSITION, for example a9.h6<q>@7; got {_shown(whole)}")
     name, letter, position = match.groups()
     if letter not in ("q", "k", "v", None):
         raise BadName(f"a port is q, k or v, for example {_shown(f'{name}<q>')}; got {_shown(whole)}")

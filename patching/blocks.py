@@ -176,11 +176,11 @@ class Attention:
 
     def attend(
         self,
-        q: Float[Tensor, "*sample head example query d_head"],
-        k: Float[Tensor, "*sample head example key d_head"],
-        v: Float[Tensor, "*sample head example key d_head"],
+        q: Float[Tensor, "*#sample head example query d_head"],
+        k: Float[Tensor, "*#sample head example key d_head"],
+        v: Float[Tensor, "*#sample head example key d_head"],
         bias: Float[Tensor, "*batch query key"],
-    ) -> Float[Tensor, "*sample head example query d_head"]:
+    ) -> Float[Tensor, "*_ head example query d_head"]:
         """``z = softmax(cap(scale q kᵀ) + bias) v``; the softmax of half-precision scores runs in float32."""
         scores = torch.matmul(q * self.scale, k.transpose(-1, -2))
         if self.softcap is not None:

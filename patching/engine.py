@@ -124,7 +124,7 @@ class Batch:
             picked = constants[[*range(0, 2 * len(self.model.blocks), 2), -1]]
         return [row + constant for row, constant in zip(rows, picked, strict=True)]
 
-    def at_answer(self, value: Float[Tensor, "*batch example pos width"]) -> Float[Tensor, "*batch example 1 width"]:
+    def at_answer(self, value: Float[Tensor, "*batch #example pos width"]) -> Float[Tensor, "*batch _ 1 width"]:
         """A value at each prompt's answer position."""
         if value.shape[-2] == 1:
             return value
@@ -156,19 +156,17 @@ class Batch:
 
     def ones(self) -> State:
         """The state in which every edge carries its own value: the clean run."""
-        return State(self, np.ones(self.mask_shape, dtype=self.mask_dtype), self.clean, self.clean_metric)
+        visible = np.array(self.planner.graph.n_visible)[:, None]
+        mask = (np.arange(self.planner.n_sources) < visible).astype(self.mask_dtype)
+        return State(self, mask, self.clean, self.clean_metric)
 
     def zeros(self) -> State:
         """The state in which every edge carries its replacement."""
         if self._replaced is None:
             self._replaced = self._all_off()
         final = self.at_answer(self.base[-1]).expand(len(self.answer), 1, -1)[:, 0]
-        return State(self, np.zeros(self.mask_shape, dtype=self.mask_dtype), self._replaced, self.measure(final))
-
-    @property
-    def mask_shape(self) -> tuple[int, int]:
-        """[target, source]."""
-        return self.planner.n_targets, self.planner.n_sources
+        shape = (self.planner.n_targets, self.planner.n_sources)
+        return State(self, np.zeros(shape, dtype=self.mask_dtype), self._replaced, self.measure(final))
 
     @property
     def mask_dtype(self) -> type[np.floating]:
@@ -199,7 +197,7 @@ class Batch:
                 x = self.base[next(stages)].expand(examples, positions, -1)
                 mlps.append(block.mlp(block.mlp_norm(x)))
         embedded = self.replacement.embedded.expand(examples, positions, -1)
-        return Trace(embedded, q, k, v, heads, mlps, [], [], [], [], self.base[-1])
+        return Trace(embedded, q, k, v, heads, mlps, [], [], [], [], self.base[-1].expand(examples, positions, -1))
 
     def difference(self, layer: int | None, kind: str, new: Tensor, index: Tensor | None, lane: int) -> Tensor:
         """Rows ``new - replacement`` in the residual stream: [*sample, source, example, pos, d_model]."""
@@ -458,7 +456,7 @@ class Evaluation:
     def fresh_entries(self, targets: np.ndarray, columns: list[int], like: Tensor) -> Tensor:
         """Mask entries of some targets for the newly computed rows."""
         if self.tensor is not None:
-            return self.tensor[..., torch.from_numpy(targets)[:, None], torch.tensor(columns)]
+            return self.tensor[..., torch.from_numpy(targets)[:, None], torch.tensor(columns)].to(like)
         return torch.from_numpy(self.masks[..., targets[:, None], columns]).to(like)
 
     def mlp(self, number: int, stage: Stage) -> None:

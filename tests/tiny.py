@@ -42,13 +42,15 @@ FAMILIES = (*CONFIGS, "attention_only", "native_llama")
 def hugging_face(family: str, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
     """A random model with weights large enough that attention is not uniform and biases are not zero."""
     torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]()).eval().to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 parameter.mul_(6.0 if "wte" not in name and "embed" not in name else 20.0)
             else:
-                parameter.add_(0.2 * torch.randn_like(parameter))
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_(0.2 * noise.to(dtype))  # the same weights, rounded, whatever the dtype
     return model
 
 

@@ -66,17 +66,13 @@ def svg(circuit: Circuit, *, title: str | None = None) -> str:
 def inline_svg(circuit: Circuit) -> str:
     """The figure as an `<svg>` element for a web page: no prologue, no style that would leak, at most page-wide."""
     text = svg(circuit)
-    text = re.sub(
-        r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", text[text.index("<svg") :], count=1, flags=re.S
-    )
+    text = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", text[text.index("<svg") :], count=1, flags=re.S)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.S)
     look = "max-width:100%;height:auto;background:#fff;stroke-linejoin:round;stroke-linecap:butt"
     return text.replace("<svg", f'<svg style="{look}"', 1)
 
 
-def write(
-    circuit: Circuit, path: str | os.PathLike[str], *, title: str | None = None, dpi: float = 300
-) -> None:
+def write(circuit: Circuit, path: str | os.PathLike[str], *, title: str | None = None, dpi: float = 300) -> None:
     """Write the figure to a file, whole or not at all.
 
     Args:
@@ -137,11 +133,7 @@ def _own_settings() -> Iterator[None]:
 def _figure(circuit: Circuit, *, title: str | None) -> Figure:
     drawn = strongest(circuit, n=MOST_EDGES)
     plan = layout(drawn)
-    notes = (
-        [f"The strongest {drawn.n_edges:,} of {circuit.n_edges:,} edges are drawn."]
-        if drawn is not circuit
-        else []
-    )
+    notes = [f"The strongest {drawn.n_edges:,} of {circuit.n_edges:,} edges are drawn."] if drawn is not circuit else []
     legend = _legend(drawn, plan, notes=notes)
     width = _LEFT + plan.width + _RIGHT
     below = _BELOW + _LINE * (1 + max((entry.line for entry in legend), default=-1)) + 6
@@ -273,13 +265,9 @@ def _legend(circuit: Circuit, plan: Layout, *, notes: Sequence[str]) -> list[_En
     """What occurs in the drawing, explained, broken into lines that fit below it."""
     ports = {edge.port for edge in circuit.edges}
     kinds = {node.kind for node in circuit.nodes}
-    entries = [
-        _Entry(_PORT_NAMES[port], colour, 1.4) for port, colour in PORT_COLOURS.items() if port in ports
-    ]
+    entries = [_Entry(_PORT_NAMES[port], colour, 1.4) for port, colour in PORT_COLOURS.items() if port in ports]
     entries += [
-        _Entry(f"{share * _largest(circuit):.2g}", _INK, _width(share))
-        for share in (1.0, 0.3, 0.1)
-        if circuit.scores
+        _Entry(f"{share * _largest(circuit):.2g}", _INK, _width(share)) for share in (1.0, 0.3, 0.1) if circuit.scores
     ]
     names = {"head": "head", "kv": "keys and values of a group", "mlp": "MLP"}
     entries += [_Entry(name, kind, 0.0) for kind, name in names.items() if kind in kinds]
@@ -433,6 +421,4 @@ def _pointed_box(low: Point, high: Point, *, point: float) -> Path:
     (left, bottom), (right, top) = low, high
     middle = (bottom + top) / 2
     upper = [(right - point, top), (left + point, top), (left, middle)]
-    return Path(
-        [(left + point, bottom), (right - point, bottom), (right, middle), *upper, (0, 0)], closed=True
-    )
+    return Path([(left + point, bottom), (right - point, bottom), (right, middle), *upper, (0, 0)], closed=True)

@@ -1,0 +1,306 @@
+"""The command line: `wiretrace`.
+
+Every command is a few lines here and a module beside this one. Imports stand inside the commands, so that help texts
+and everything that runs no model answer at once, and so that `wiretrace env` works even when another distribution
+stands in the way of the project's own packages.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from experiments import environment
+
+if TYPE_CHECKING:
+    from experiments.config import Config
+    from experiments.saved_runs import Saved
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+app = typer.Typer(
+    name="wiretrace",
+    help="Circuit discovery for transformers: which wires of a model carry a behaviour?\n\n"
+    "Begin with `wiretrace discover ioi`, which needs no network.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def sentences(command: Command) -> Command:
+    """Turn errors raised on purpose into one sentence on standard error, and Ctrl-C into exit code 130."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt as stop:
+            _stop(str(stop) or "Stopped.", code=130)
+        except Exception as error:
+            said = _sentence(error)
+            if said is None:
+                raise
+            _stop(f"Error: {said}", code=1)
+
+    return run  # type: ignore[return-value]
+
+
+def _stop(text: str, *, code: int) -> None:
+    typer.echo(text, err=True)
+    raise typer.Exit(code) from None
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to say about an error; None for one that nobody raised on purpose, which deserves its traceback."""
+    if isinstance(error, ImportError) and (error.name or "").split(".")[0] in environment.PACKAGES:
+        return f"{error}. Something else of that name may be in the way: `wiretrace env` says what."
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"the system refuses: {error.strerror or error}{where}."
+    try:
+        from graphs.errors import WiretraceError
+    except ImportError:
+        return None
+    return str(error) if isinstance(error, WiretraceError) else None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"wiretrace {environment.version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options that come before a command."""
+
+
+# ----------------------------------------------------------------------------------------------------- running
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run that is in the output folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted, killed or failed run.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table: print the run directory alone.")]
+
+
+@app.command(rich_help_panel="Run")
+@sentences
+def discover(
+    task: Annotated[str, typer.Argument(help="The behaviour, such as ioi. `wiretrace tasks` lists them.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A model that ships (zoo:ioi), a folder in Hugging Face format, or a hub name (gpt2). "
+            "[default: the one that ships for the task]"
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="acdc, atp or exact. `wiretrace methods` says what each does and costs.")
+    ] = "acdc",
+    tau: Annotated[
+        float | None,
+        typer.Option(
+            help="For acdc: drop an edge if that raises the damage by less than this, in the unit of the metric. "
+            "Larger gives smaller circuits. [default: 0.02]"
+        ),
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option(help="For methods that score: how many edges to take. [default: 300]")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", help="Another option of the method, as NAME=VALUE; may be repeated."),
+    ] = None,
+    ablation: Annotated[
+        str,
+        typer.Option(
+            help="What an ablated edge carries: corrupt, zero, mean, mean-positional, mean-clean or resample."
+        ),
+    ] = "corrupt",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What the run is judged by: logit_difference, log_probability, probability, "
+            "probability_difference, loss or kl. [default: the task's own]"
+        ),
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts to search on, of the training split.")] = 32,
+    held_out: Annotated[int, typer.Option(help="Prompts to judge the circuit on, none of them searched on.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the prompts, random circuits and resamples.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. [default: the first GPU, else cpu]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory. [default: runs/TASK]")] = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the circuit of a task in a model: circuit, figure, graph and report in a run directory.
+
+    The method searches on training-split prompts; what it finds is judged on held-out ones, beside random circuits of
+    the same size. Ctrl-C keeps the decisions made so far; `--resume` goes on from there.
+
+    Examples: `wiretrace discover ioi` · `wiretrace discover ioi --tau 0.1 --out runs/small` ·
+    `wiretrace discover ioi --model gpt2 --method atp --n 500 --out runs/gpt2`
+    """
+    from experiments.config import Config, default_model, parse_option
+
+    options = dict(parse_option(method, text) for text in option or ()) | ({} if tau is None else {"tau": tau})
+    config = Config(
+        task=task,
+        model=default_model(task) if model is None else model,
+        method=method,
+        options=options,
+        n=n,
+        ablation=ablation,
+        metric=metric,
+        prompts=prompts,
+        held_out=held_out,
+        seed=seed,
+        device=device,
+    )
+    _run(config, out=out or Path("runs") / task, overwrite=overwrite, resume=resume, quiet=quiet)
+
+
+@app.command(rich_help_panel="Run")
+@sentences
+def run(
+    config: Annotated[Path, typer.Argument(help="A TOML file, such as the config.toml of a run.")],
+    out: Annotated[Path, typer.Option(help="The run directory.")],
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a run from its config file: `wiretrace run runs/ioi/config.toml --out runs/again`."""
+    from experiments.config import load
+
+    _run(load(config), out=out, overwrite=overwrite, resume=resume, quiet=quiet)
+
+
+def _run(config: Config, *, out: Path, overwrite: bool, resume: bool, quiet: bool) -> None:
+    from experiments.discover import discover
+    from experiments.progress_display import display
+
+    made = discover(config, out=out, overwrite=overwrite, resume=resume, show=display(quiet=quiet))
+    if quiet:
+        typer.echo(str(made.folder))
+    else:
+        _print_run(made)
+
+
+# ------------------------------------------------------------------------------------------------- looking at runs
+
+
+@app.command(rich_help_panel="Look")
+@sentences
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/ioi.")],
+) -> None:
+    """Print what a run found, and its strongest edges."""
+    from experiments.saved_runs import saved
+
+    made = saved(folder)
+    _print_run(made)
+    for row in made.report["strongest"]:
+        effect = "" if row["effect"] is None else f"{row['effect']:+.4f}"
+        typer.echo(f"  {row['edge']:<24}{effect}")
+
+
+@app.command(rich_help_panel="Look")
+@sentences
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a circuit file.")],
+    to: Annotated[str | None, typer.Option(help="graphml, svg, pdf, png or json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write. [default: beside the circuit, under its name]")
+    ] = None,
+) -> None:
+    """Write a circuit in another format: `wiretrace export runs/ioi --to pdf`."""
+    from experiments.saved_runs import circuit_at, export_path
+    from graphs.export import EXPORTS
+    from graphs.export import export as write
+
+    formats = tuple(suffix.removeprefix(".") for suffix in EXPORTS)
+    path = export_path(source, to=to, out=out, formats=formats)
+    write(circuit_at(source), path)
+    typer.echo(str(path))
+
+
+@app.command(rich_help_panel="Look")
+@sentences
+def compare(
+    a: Annotated[Path, typer.Argument(help="A run directory, or a circuit file.")],
+    b: Annotated[Path, typer.Argument(help="Another.")],
+) -> None:
+    """Say which edges and nodes two circuits share."""
+    from experiments.saved_runs import circuit_at
+    from graphs.compare import compare as compared
+
+    first, second = circuit_at(a), circuit_at(b)
+    typer.echo(f"a: {a}: {first}\nb: {b}: {second}\n\n{compared(first, second)}")
+
+
+# -------------------------------------------------------------------------------------------------- what there is
+
+
+@app.command(rich_help_panel="What there is")
+@sentences
+def models() -> None:
+    """List the models that ship, and the families that any other may be of."""
+    from experiments import listings
+
+    _print(listings.models())
+    typer.echo(listings.families())
+
+
+@app.command(rich_help_panel="What there is")
+@sentences
+def tasks() -> None:
+    """List the tasks, with their splits and corruptions."""
+    from experiments import listings
+
+    _print(listings.task_table())
+
+
+@app.command(rich_help_panel="What there is")
+@sentences
+def methods() -> None:
+    """List the methods, metrics and ablations."""
+    from experiments import listings
+
+    _print(listings.method_table(), listings.choices("metric"), listings.choices("ablation"))
+
+
+@app.command(rich_help_panel="What there is")
+@sentences
+def env() -> None:
+    """Print versions, devices, and which distribution owns each import name."""
+    _print(*environment.tables())
+
+
+def _print(*what: Any) -> None:
+    """Print tables, as wide as the terminal, or wide enough for a file."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    for each in what:
+        console.print(each)
+
+
+def _print_run(made: Saved) -> None:
+    from experiments import report
+
+    _print(report.table(made.report, folder=made.folder, files=made.files))
+    for note in made.report["notes"]:
+        typer.echo(f"Note: {note}")
+    typer.echo(f"Figure: {made.folder / 'circuit.svg'}")

@@ -1,0 +1,347 @@
+"""The main job: find the circuit of a task in a model, judge it on held-out prompts, and leave a run directory.
+
+    settings -> model -> training-split prompts -> method -> circuit -> held-out prompts -> report -> files
+
+Everything that can be refused is refused before the model is loaded, and nothing is written before the model and both
+tasks are there. From then on `run_directory` keeps what is done whatever happens.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from circuits import tasks
+from circuits.methods import METHODS
+from experiments import config as settings
+from experiments import environment, report, saved_runs
+from experiments.config import Config, command_line
+from experiments.decision_log import Row
+from experiments.errors import BadConfig, Interrupted, NoMemory
+from experiments.model_files import digests, zoo
+from experiments.nearest import did_you_mean
+from experiments.progress_display import Display, Silence
+from experiments.run_directory import CONFIG, ENVIRONMENT, RunDirectory, claimed, plan
+from graphs.circuit import Circuit
+
+if TYPE_CHECKING:
+    from patching.lens import LensModel
+    from patching.masked import MaskedRun
+    from patching.scores import Scores
+
+SEARCH_SPLIT: Final = "train"
+HELD_OUT_SPLIT: Final = "held-out"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a search needs, loaded.
+
+    Attributes:
+        model: The model.
+        search: It on the prompts of the search.
+        held_out: It on the prompts of the evaluation.
+        seconds: How long loading took.
+    """
+
+    model: LensModel
+    search: MaskedRun
+    held_out: MaskedRun
+    seconds: float
+
+
+def discover(
+    config: Config, *, out: Path, overwrite: bool = False, resume: bool = False, show: Display | None = None
+) -> saved_runs.Saved:
+    """Run a config into a run directory.
+
+    A run that is there already, finished, is not run again: its results are returned.
+
+    Args:
+        config: What to run.
+        out: The run directory; it is made if it is absent.
+        overwrite: Replace another run that is there.
+        resume: Continue this run if it is there, unfinished.
+        show: Where progress goes; nowhere by default.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        WiretraceError: Something is wrong; the message says what, and what to do.
+        Interrupted: Ctrl-C or SIGTERM; the message says what is left and how to go on.
+    """
+    show = show or Silence()
+    settings.require_shipped(config.model)
+    identity = identify(config)
+    if plan(out, identity, overwrite=overwrite, resume=resume) == "finished":
+        show.say(f"{out} holds this run already, finished. To do it again, add --overwrite.")
+        return saved_runs.saved(out)
+    with _stoppable(), _enough_memory():
+        try:
+            stage = prepare(config, show=show)
+        except KeyboardInterrupt:
+            raise Interrupted("Stopped before anything was written.") from None
+        with claimed(out, identity, overwrite=overwrite, resume=resume) as directory:
+            try:
+                _carry_out(config, stage, directory, show=show)
+            except KeyboardInterrupt:
+                raise Interrupted(_interrupt(config, directory)) from None
+    return saved_runs.saved(out)
+
+
+def identify(config: Config) -> dict[str, Any]:
+    """What decides the result of a run: the version, the settings and the contents of the model's files."""
+    chosen = {name: value for name, value in config.to_dict().items() if name != "device"}
+    return {"wiretrace": environment.version(), "config": chosen, "model_files": digests(config.model)}
+
+
+def prepare(config: Config, *, show: Display) -> Stage:
+    """Load the model and put both tasks on it.
+
+    Raises:
+        BadConfig: The device is not there, or more edges are asked for than the model has.
+        WiretraceError: The model cannot be found, read or trusted, or does not suit the task.
+    """
+    start = time.perf_counter()
+    show.say(f"Loading {config.model} …")
+    model = _load(config)
+    if config.n is not None and config.n > model.graph.n_edges:
+        raise BadConfig(f"expected n to be at most {model.graph.n_edges:,}, the edges of this model; got {config.n:,}.")
+    search = _run_on(model, config, split=SEARCH_SPLIT, n=config.prompts)
+    held_out = _run_on(model, config, split=HELD_OUT_SPLIT, n=config.held_out)
+    return Stage(model, search, held_out, time.perf_counter() - start)
+
+
+def _load(config: Config) -> LensModel:
+    from patching.errors import ModelNotFound
+    from patching.lens import LensModel
+
+    _require_device(config.device)
+    try:
+        return LensModel.load(config.model, device=config.device)
+    except ModelNotFound as error:
+        hint = did_you_mean(config.model, zoo())
+        raise ModelNotFound(f"{error}{hint}") from error
+
+
+def _require_device(name: str | None) -> None:
+    import torch
+
+    if name is None:
+        return
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    kind, _, number = name.partition(":")
+    if int(number or 0) >= there[kind]:
+        usable = [each for each, count in there.items() if count]
+        raise BadConfig(
+            f"expected a device out of {', '.join(usable)}; got {name!r}, which torch {torch.__version__} cannot use "
+            "here. `wiretrace env` shows more."
+        )
+
+
+def _run_on(model: LensModel, config: Config, *, split: str, n: int) -> MaskedRun:
+    from patching.masked import MaskedRun
+
+    task = tasks.load(config.task).make(model, n=n, seed=config.seed, split=split)
+    return MaskedRun(model, task, ablation=config.ablation, metric=config.metric)
+
+
+def _carry_out(config: Config, stage: Stage, directory: RunDirectory, *, show: Display) -> None:
+    """Search, evaluate, write."""
+    start = time.perf_counter()
+    _write_settings(config, stage, directory)
+    circuit, scores, taken_over = _search(config, stage.search, directory, show=show)
+    searched = time.perf_counter()
+    show.say(f"Evaluating {circuit.n_edges:,} edges on {config.held_out:,} held-out prompts …")
+    evaluation = _evaluation(stage.held_out, circuit, seed=config.seed)
+    evaluated = time.perf_counter()
+    made = {
+        "wiretrace": environment.version(),
+        "seed": config.seed,
+        "split": SEARCH_SPLIT,
+        "model_files": dict(directory.identity["model_files"]),
+    }
+    circuit = replace(circuit, provenance=dict(circuit.provenance) | made)
+    document = report.document(
+        config,
+        circuit,
+        evaluation=evaluation,
+        search=_baselines(stage.search) | {"resumed_after": taken_over},
+        seconds={
+            "load": stage.seconds,
+            "search": searched - start,
+            "evaluate": evaluated - searched,
+            "total": stage.seconds + evaluated - start,
+        },
+        device=_device_name(stage.model),
+    )
+    if scores is not None:
+        scores = replace(scores, provenance=dict(scores.provenance) | made)
+    directory.publish(lambda folder: _write_results(folder, circuit, scores, document, named=directory.path))
+    directory.set("finished")
+
+
+def _write_settings(config: Config, stage: Stage, directory: RunDirectory) -> None:
+    import torch
+
+    comments = [
+        f"Wiretrace {environment.version()}. To make this run again: wiretrace run {CONFIG} --out FOLDER",
+    ]
+    if config.metric is None:
+        comments.append(f"The metric is the task's own: {stage.search.metric.name}.")
+    if config.device is None:
+        comments.append(f"No device is named: it was {stage.model.device}.")
+    directory.write(CONFIG, settings.to_toml(config, comments=tuple(comments)))
+    record = environment.record(
+        device=_device_name(stage.model),
+        threads=torch.get_num_threads(),
+        seed=config.seed,
+        model_files=dict(directory.identity["model_files"]),
+    )
+    directory.write(ENVIRONMENT, _json(record))
+
+
+def _search(
+    config: Config, run: MaskedRun, directory: RunDirectory, *, show: Display
+) -> tuple[Circuit, Scores | None, int]:
+    """Run the method; returns the circuit, the scores if it gives scores, and how many decisions were taken over."""
+    from circuits.select import top_edges
+
+    method = METHODS[config.method]
+    function = method.function()
+    followed = "watch" in inspect.signature(function).parameters
+    with _followed(directory) if followed else nullcontext(({}, 0)) as (extra, taken_over):
+        if taken_over:
+            show.say(f"Going on after {taken_over:,} decisions.")
+        with show.steps(method.name, unit="edge" if followed else "step", done=taken_over) as progress:
+            found = function(run, **config.options, **extra, progress=progress)
+    if method.gives == "circuit":
+        return found, None, taken_over
+    assert config.n is not None, "a config of a method that gives scores has n"
+    return top_edges(found, n=config.n), found, taken_over
+
+
+@contextmanager
+def _followed(directory: RunDirectory) -> Iterator[tuple[dict[str, Any], int]]:
+    """Arguments that make a search log its decisions, and take over those of an interrupted one."""
+    from circuits.acdc import Decision
+    from graphs.nodes import Edge
+
+    log = directory.decisions()
+    decided = [Decision(Edge.parse(row.edge), row.kept, row.delta) for row in log.rows]
+    with directory.writer(log) as writer:
+
+        def watch(decision: Decision) -> None:
+            writer.append(Row(str(decision.edge), decision.kept, decision.delta))
+
+        yield {"decided": decided, "watch": watch}, len(decided)
+
+
+def _evaluation(run: MaskedRun, circuit: Circuit, *, seed: int) -> Mapping[str, Any]:
+    from circuits.evaluate import evaluate
+
+    return evaluate(run, circuit, seed=seed).to_dict()
+
+
+def _baselines(run: MaskedRun) -> dict[str, Any]:
+    return {
+        "prompts": len(run.task),
+        "clean": float(run.clean_metric.mean()),
+        "ablated": float(run.corrupt_metric.mean()),
+        "higher_is_better": run.metric.higher_is_better,
+    }
+
+
+def _device_name(model: LensModel) -> str:
+    if model.device.type != "cuda":
+        return str(model.device)
+    import torch
+
+    return f"{model.device} ({torch.cuda.get_device_name(model.device)})"
+
+
+def _write_results(
+    folder: Path, circuit: Circuit, scores: Scores | None, document: Mapping[str, Any], *, named: Path
+) -> None:
+    """Every result file; `named` is what the page calls the folder."""
+    from graphs.export import export
+
+    circuit.save(folder / "circuit.json")
+    export(circuit, folder / "circuit.graphml")
+    export(circuit, folder / "circuit.svg")
+    if scores is not None:
+        scores.save(folder / "scores.json")
+    (folder / "report.json").write_text(_json(document), encoding="utf-8")
+    (folder / "report.md").write_text(report.markdown(document, folder=named), encoding="utf-8")
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+# ----------------------------------------------------------------------------------------------------- stopping
+
+
+def _interrupt(config: Config, directory: RunDirectory) -> str:
+    """Mark the run as interrupted; returns what to tell the user."""
+    with _deaf():
+        directory.set("interrupted")
+        made = len(directory.decisions().rows)
+    kept = f"The {made:,} decisions made so far are kept in" if made else "Nothing was decided yet in"
+    go_on = command_line(config, out=directory.path, flags=("--resume",))
+    return f"Interrupted. {kept} {directory.path}. Go on with: {go_on} (or start again with --overwrite)."
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does, for as long as the block lasts."""
+    with _handling(signal.default_int_handler):
+        yield
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Let nobody interrupt the few lines that say a run was interrupted."""
+    with _handling(signal.SIG_IGN):
+        yield
+
+
+def _handling(handler: Callable[..., Any] | signal.Handlers) -> AbstractContextManager[None]:
+    """Handle SIGINT and SIGTERM; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        return nullcontext()
+    return _handled(handler)
+
+
+@contextmanager
+def _handled(handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Running out of memory is said in a sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+            raise NoMemory(
+                "the run needs more memory than there is. Use fewer --prompts and --held-out, or another --device. "
+                f"({text.splitlines()[0] if text else 'MemoryError'})"
+            ) from error
+        raise

@@ -1,0 +1,71 @@
+"""The tables of what there is: models, tasks, methods, and the environment. Nothing here loads torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from circuits import tasks
+from circuits.methods import METHODS
+from experiments.config import ABLATIONS, METRICS
+from experiments.model_files import FAMILIES, describe, zoo
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def models() -> Table:
+    """Every model that ships, with size and accuracy."""
+    grid = _table("model", "parameters", "size", "shape", "accuracy on held-out prompts")
+    for name in zoo():
+        shipped = describe(name)
+        splits = [f"{share:.1%} ({split})" for split, share in shipped.accuracy.items()]
+        count = "?" if shipped.parameters is None else f"{shipped.parameters:,}"
+        grid.add_row(name, count, f"{shipped.size / 1e6:.1f} MB", shipped.shape, "\n".join(splits) or "not recorded")
+    return grid
+
+
+def families() -> str:
+    """The families that any model may be of, as a sentence."""
+    return (
+        f"Also any causal model of these families, from a folder in Hugging Face format or by its hub name: "
+        f"{', '.join(FAMILIES.values())}; and attention-only or gated models of TransformerLens itself, in Python. "
+        "Every model is checked when it is loaded: one that would be computed wrongly is refused."
+    )
+
+
+def task_table() -> Table:
+    """Every task: what it asks, its splits and corruptions."""
+    grid = _table("task", "what it asks", "splits", "corruptions")
+    for name in sorted(tasks.TASKS):
+        module = tasks.load(name)
+        first = (module.__doc__ or "").strip().splitlines()[0]
+        lists = ["\n".join(getattr(module, table, ())) for table in ("SPLITS", "CORRUPTIONS")]
+        grid.add_row(name, first, *lists)
+    return grid
+
+
+def method_table() -> Table:
+    """Every method: what it gives, its options, its source."""
+    grid = _table("method", "gives", "options", "what it does", "source")
+    for method in METHODS.values():
+        options = [*method.options, *(["n"] if method.gives == "scores" else [])]
+        grid.add_row(method.name, method.gives, "\n".join(options), method.summary, method.source)
+    return grid
+
+
+def choices(what: str) -> Table:
+    """The metrics or the ablations, in words."""
+    grid = _table(what, "what it is" if what == "metric" else "what an ablated edge carries")
+    for name, words in (METRICS if what == "metric" else ABLATIONS).items():
+        grid.add_row(name, words)
+    return grid
+
+
+def _table(*names: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE, pad_edge=False)
+    for number, name in enumerate(names):
+        grid.add_column(name, no_wrap=number == 0, overflow="fold")
+    return grid
