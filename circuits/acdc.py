@@ -5,8 +5,9 @@
 3. A receiver whose node no longer feeds anything loses its incoming edges unevaluated.
 
 The circuit is, edge for edge, that of the plain sequential loop, however candidates are batched. Candidates are
-evaluated in chains: "without the first", "without the first two", …; decisions are read up to the first edge that
-stays, so only values that the sequential loop would compute are used. Rounding differs between batched and unbatched
+evaluated in chains along the expected decisions (an edge is expected to fare as the last ones of the same sender did):
+"without the first", "without the first two", …; decisions are read up to the first surprise, so only values that the
+sequential loop would compute are used, and expectations matter for speed alone. Rounding differs between batched and unbatched
 arithmetic, so any decision closer to tau than a guard band is taken again on the canonical, unbatched run; so is every
 64th, which measures the rounding and widens the band where needed.
 """
@@ -26,8 +27,9 @@ from patching.errors import InvalidOption
 from patching.masked import Cursor, MaskedRun
 from patching.progress import Progress, silent
 
-LONGEST_CHAIN = 32
+LONGEST_CHAINS = {"cpu": 8, "cuda": 32}
 AUDIT_EVERY = 64
+HABIT_RATE = 0.4
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,10 @@ class _Walk:
         self._canonical_now: tuple[Tensor, float] | None = None  # a mask and its damage on the canonical run
         self.deltas: dict[int, float] = {}
         self.decided = 0
+        self.longest = LONGEST_CHAINS.get(run.model.device.type, 8)
         self.chain = 4
+        self.source_of: list[int] = run.edge_sources.tolist()
+        self.habit = [0.0] * len(run.graph.sources)  # how often edges of each source stayed of late
         self.evaluated = 0
         self.rounding = 0.0
         self.guard = self._band()
@@ -132,7 +137,7 @@ class _Walk:
     def _band(self) -> float:
         """How close to tau a decision is taken again: many times the rounding seen, and never below a floor."""
         scale = max(1.0, float(self.run.clean_metric.abs().max()))
-        return max(16 * self.rounding, 64 * torch.finfo(self.run.model.dtype).eps * scale)
+        return max(16 * self.rounding, 16 * torch.finfo(self.run.model.dtype).eps * scale)
 
     def replay(self, decided: Sequence[Decision]) -> None:
         """Take over decisions already made."""
@@ -186,28 +191,38 @@ class _Walk:
             edges = edges[self._decide(edges) :]
 
     def _decide(self, edges: list[int]) -> int:
-        """Evaluate a chain of removals and read it up to the first edge that stays; returns how many were decided."""
-        length = min(len(edges), self.chain, self.run.samples_that_fit)
-        masks = self.mask.repeat(length, 1)
-        for sample, number in enumerate(edges[:length]):
-            masks[sample:, number] = 0.0
+        """Evaluate a chain along the expected decisions, read it up to the first surprise; returns how many were decided.
+
+        Sample i removes edge i on top of the edges before it that are expected to go, so it is the sequential
+        algorithm's next step as long as those expectations were right.
+        """
+        chain = edges[: min(self.chain, self.run.samples_that_fit)]
+        masks = self.mask.repeat(len(chain), 1)
+        expected = [self.habit[self.source_of[number]] > 0.5 for number in chain]
+        for sample, (number, stays) in enumerate(zip(chain, expected, strict=True)):
+            masks[sample, number] = 0.0
+            if not stays:
+                masks[sample + 1 :, number] = 0.0
         damages = [self._damage(values) for values in self.cursor.look(masks)]
-        removed, decided = 0, 0
-        for sample, number in enumerate(edges[:length]):
+        removed, decided = None, 0
+        for sample, number in enumerate(chain):
             delta = self._delta(damages[sample], masks[sample])
             kept = not (abs(delta) if self.absolute else delta) < self.tau
             decided += 1
             if kept:
                 self.deltas[number] = delta
-                self._report(number, kept=True, delta=delta)
+            else:
+                self.current, self.accepted = damages[sample], masks[sample].clone()
+                removed = sample
+            self._report(number, kept=kept, delta=delta)
+            source = self.source_of[number]
+            self.habit[source] += HABIT_RATE * (kept - self.habit[source])
+            if kept != expected[sample]:
                 break
-            self.current, self.accepted = damages[sample], masks[sample].clone()
-            removed += 1
-            self._report(number, kept=False, delta=delta)
-        if removed:
-            self.mask = masks[removed - 1].clone()
-            self.cursor.move(removed - 1)
-        self.chain = min(LONGEST_CHAIN, 2 * self.chain) if removed == length else max(1, removed)
+        if removed is not None:
+            self.mask = masks[removed].clone()
+            self.cursor.move(removed)
+        self.chain = min(self.longest, 2 * self.chain) if decided == len(chain) else max(2, decided)
         return decided
 
     def _delta(self, damage: float, mask: Tensor) -> float:

@@ -285,7 +285,9 @@ def methods() -> None:
 @sentences
 def env() -> None:
     """Print versions, devices, and which distribution owns each import name."""
-    _print(*environment.tables())
+    found = environment.ownership()
+    _print(*environment.tables(found))
+    typer.echo(environment.verdict(found))
 
 
 def _print(*what: Any) -> None:

@@ -17,7 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -131,7 +131,7 @@ def source_state() -> dict[str, Any] | None:
     return {"commit": commit.decode().strip(), "changed": changed}
 
 
-def tables() -> list[Table]:
+def tables(found: Sequence[Ownership]) -> list[Table]:
     """Versions with devices, and who owns each import name, for the terminal."""
     from rich import box
     from rich.table import Table
@@ -142,11 +142,17 @@ def tables() -> list[Table]:
     for line in devices():
         facts.add_row(*line.split(": ", 1))
     owners = Table(box=box.SIMPLE, pad_edge=False)
-    for title in ("import name", "belongs to", "found in", "what to do"):
+    for title in ("import name", "belongs to", "found in"):
         owners.add_column(title, overflow="fold")
-    for each in ownership():
-        owners.add_row(each.name, each.owner, str(each.location or "nowhere"), each.advice or "nothing, all is well")
+    for each in found:
+        owners.add_row(each.name, each.owner, str(each.location or "nowhere"))
     return [facts, owners]
+
+
+def verdict(found: Sequence[Ownership]) -> str:
+    """What to do about names that something else stands in the way of."""
+    wrong = [f"{each.name}: {each.advice}." for each in found if each.advice]
+    return "\n".join(wrong) or f"All is well: {', '.join(PACKAGES)} are those of {DISTRIBUTION}."
 
 
 def record(*, device: str, threads: int, seed: int, model_files: dict[str, str]) -> dict[str, Any]:

@@ -237,9 +237,10 @@ class State:
         if not self._holds(lane):
             return torch.cat([rows for _members, rows in self._computed(sources.tolist(), lane)])
         buffer, known = self._buffers[lane], self._known[lane]
-        for members, rows in self._computed(sources[~known[sources]].tolist(), lane):
-            buffer[members[0] : members[0] + len(members)] = rows
-            known[members] = True
+        if not known[sources].all():
+            for members, rows in self._computed(sources[~known[sources]].tolist(), lane):
+                buffer[members[0] : members[0] + len(members)] = rows
+                known[members] = True
         if len(sources) == 1 + sources[-1] - sources[0]:
             return buffer[sources[0] : sources[-1] + 1]
         return buffer[torch.from_numpy(sources).to(buffer.device)]

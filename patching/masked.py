@@ -31,7 +31,7 @@ from patching.metrics import Metric
 from patching.plan import Planner
 from patching.task import Task
 
-DEFAULT_BYTES = 128 << 20
+DEFAULT_BYTES = 512 << 20
 
 
 class MaskedRun:

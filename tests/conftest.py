@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -21,6 +22,10 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISAB
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "wiretrace-tests-empty-cache")
 for threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(threads, "1")
+
+
+settings.register_profile("wiretrace", deadline=None, derandomize=True, database=None)
+settings.load_profile("wiretrace")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

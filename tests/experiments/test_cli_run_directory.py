@@ -1,0 +1,148 @@
+"""Run directories and decision logs by themselves: claims, plans, torn lines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments import decision_log
+from experiments.decision_log import Log, Row, Writer
+from experiments.errors import BadRun, FolderTaken
+from experiments.run_directory import claimed, differences, plan, status
+
+RUN = {"wiretrace": "1", "config": {"tau": 0.1}, "model_files": {"a": "0"}}
+ROWS = [Row(f"m{layer}->logits", layer % 2 == 0, None if layer % 5 == 0 else layer / 7) for layer in range(12)]
+
+
+def write(path, rows, *, run="mine"):
+    with Writer(path, run=run, log=decision_log.read(path, run=run)) as writer:
+        for row in rows:
+            writer.append(row)
+
+
+def test_a_log_gives_its_rows_back(tmp_path):
+    path = tmp_path / "log"
+    write(path, ROWS[:5])
+    write(path, ROWS[5:])
+    assert decision_log.read(path, run="mine").rows == tuple(ROWS)
+    assert decision_log.count(path) == len(ROWS)
+
+
+@settings(deadline=None)
+@given(cut=st.integers(0, 2000))
+def test_a_log_cut_anywhere_is_its_beginning_and_can_go_on(cut, tmp_path_factory):
+    path = tmp_path_factory.mktemp("logs") / "log"
+    write(path, ROWS)
+    path.write_bytes(path.read_bytes()[:cut])
+    kept = decision_log.read(path, run="mine").rows
+    assert kept == tuple(ROWS[: len(kept)])
+    write(path, ROWS[len(kept) :])
+    assert decision_log.read(path, run="mine").rows == tuple(ROWS)
+
+
+def test_decisions_of_another_run_do_not_count(tmp_path):
+    path = tmp_path / "log"
+    write(path, ROWS)
+    assert decision_log.read(path, run="other") == Log((), 0)
+    write(path, ROWS[:1], run="other")
+    assert decision_log.read(path, run="other").rows == (ROWS[0],)
+
+
+@pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"edge":1,"kept":true,"delta":0}', b"\xff\xfe", b"[" * 99_999])
+def test_damage_in_the_middle_is_an_error(tmp_path, line):
+    path = tmp_path / "log"
+    write(path, ROWS)
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:4], line, *lines[4:], b""]))
+    with pytest.raises(BadRun, match="line 5"):
+        decision_log.read(path, run="mine")
+
+
+def test_a_log_does_not_follow_a_link(tmp_path):
+    from graphs.errors import WriteFailed
+
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "log").symlink_to(tmp_path / "precious")
+    with pytest.raises(WriteFailed):
+        write(tmp_path / "log", ROWS)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_plans(tmp_path):
+    out = tmp_path / "run"
+
+    def now(**flags):
+        return plan(out, RUN, **({"overwrite": False, "resume": False} | flags))
+
+    assert now() == now(resume=True) == now(overwrite=True) == "new"
+    with claimed(out, RUN, overwrite=False, resume=False) as directory:
+        pass
+    assert now(resume=True) == "resume"
+    assert now(overwrite=True) == "replace"
+    with pytest.raises(FolderTaken, match="--resume"):
+        now()
+    directory.set("finished")
+    assert now() == now(resume=True) == "finished"
+    with pytest.raises(FolderTaken, match=r"tau is 0\.1 there, 0\.2 here"):
+        plan(out, RUN | {"config": {"tau": 0.2}}, overwrite=False, resume=True)
+
+
+def test_a_claim_is_for_one_at_a_time(tmp_path):
+    with (
+        claimed(tmp_path / "run", RUN, overwrite=False, resume=False),
+        pytest.raises(FolderTaken, match="another process"),
+        claimed(tmp_path / "run", RUN, overwrite=True, resume=False),
+    ):
+        pytest.fail("claimed twice")
+    with claimed(tmp_path / "run", RUN, overwrite=False, resume=True) as directory:
+        assert directory.resumed
+
+
+def test_results_appear_together_or_not_at_all(tmp_path):
+    def half(folder):
+        (folder / "circuit.json").write_text("{}")
+        raise OSError(28, "No space left on device")
+
+    with claimed(tmp_path / "run", RUN, overwrite=False, resume=False) as directory:
+        with pytest.raises(ValueError, match="No space left"):
+            directory.publish(half)
+        assert [path.name for path in directory.path.iterdir()] == ["status.json"]
+        directory.publish(lambda folder: (folder / "circuit.json").write_text("{}") and None)
+        assert (directory.path / "circuit.json").read_text() == "{}"
+
+
+def test_results_of_a_replaced_run_are_gone_before_the_new_one_begins(tmp_path):
+    with claimed(tmp_path / "run", RUN, overwrite=False, resume=False) as directory:
+        directory.publish(lambda folder: (folder / "circuit.json").write_text("{}") and None)
+        directory.set("finished")
+    other = RUN | {"config": {"tau": 0.2}}
+    with claimed(tmp_path / "run", other, overwrite=True, resume=False) as directory:
+        assert [path.name for path in directory.path.iterdir()] == ["status.json"]
+        there = status(directory.path)
+        assert there is not None
+        assert (there.state, there.identity) == ("running", other)
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "[]", '{"schema": "wiretrace-run/1"}', "[" * 100_000, "\xff"])
+def test_a_status_that_is_none_makes_no_run(tmp_path, content):
+    (tmp_path / "status.json").write_text(content, encoding="latin-1")
+    assert status(tmp_path) is None
+
+
+def test_a_status_with_more_or_less_in_it_makes_no_run(tmp_path):
+    with claimed(tmp_path / "run", RUN, overwrite=False, resume=False):
+        record = json.loads((tmp_path / "run" / "status.json").read_text())
+    for wrong in (record | {"state": "done"}, record | {"extra": 1}, record | {"identity": "a"}):
+        (tmp_path / "run" / "status.json").write_text(json.dumps(wrong))
+        assert status(tmp_path / "run") is None
+
+
+def test_differences_are_said_in_words():
+    assert differences(RUN, RUN) == []
+    assert differences(RUN, RUN | {"wiretrace": "2"}) == ["wiretrace is 1 there, 2 here"]
+    assert differences(RUN, RUN | {"config": {"tau": 0.1, "n": 3}}) == ["n is not set there, 3 here"]
+    assert differences(RUN, RUN | {"model_files": {"a": "1"}}) == ["the model's files have changed since"]
+    assert differences(RUN, RUN | {"model_files": {}}) == []
