@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from circuits import acdc, tasks
-    from circuits.evaluate import Report, evaluate
+    from circuits.evaluation import Report, evaluate
     from circuits.methods import METHODS
     from circuits.select import top_edges
 
@@ -17,8 +17,8 @@ __all__ = ["METHODS", "Report", "acdc", "evaluate", "tasks", "top_edges"]
 
 _HOMES = {
     "METHODS": "circuits.methods",
-    "Report": "circuits.evaluate",
-    "evaluate": "circuits.evaluate",
+    "Report": "circuits.evaluation",
+    "evaluate": "circuits.evaluation",
     "top_edges": "circuits.select",
 }
 
@@ -27,9 +27,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-        globals()[name] = value  # `evaluate` is also the name of its module: the function wins
-        return value
+        return getattr(importlib.import_module(_HOMES[name]), name)
     if name in __all__:
         return importlib.import_module(f"circuits.{name}")
     raise AttributeError(f"module 'circuits' has no attribute {name!r}")

@@ -208,12 +208,13 @@ def show(
 ) -> None:
     """Print what a run found, and its strongest edges."""
     from experiments.saved_runs import saved
+    from graphs.circuit import visible
 
     made = saved(folder)
     _print_run(made)
     for row in made.report["strongest"]:
         effect = "" if row["effect"] is None else f"{row['effect']:+.4f}"
-        typer.echo(f"  {row['edge']:<24}{effect}")
+        typer.echo(f"  {visible(row['edge']):<24}{effect}")
 
 
 @app.command(rich_help_panel="Look")
@@ -301,8 +302,9 @@ def _print(*what: Any) -> None:
 
 def _print_run(made: Saved) -> None:
     from experiments import report
+    from graphs.circuit import visible
 
     _print(report.table(made.report, folder=made.folder, files=made.files))
     for note in made.report["notes"]:
-        typer.echo(f"Note: {note}")
+        typer.echo(f"Note: {visible(note)}")
     typer.echo(f"Figure: {made.folder / 'circuit.svg'}")

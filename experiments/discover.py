@@ -247,7 +247,7 @@ def _followed(directory: RunDirectory) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def _evaluation(run: MaskedRun, circuit: Circuit, *, seed: int) -> Mapping[str, Any]:
-    from circuits.evaluate import evaluate
+    from circuits import evaluate
 
     return evaluate(run, circuit, seed=seed).to_dict()
 

@@ -1,1 +1,32 @@
-"""What a circuit is: nodes and edges, the graph they come from, and how it is saved, compared and drawn."""
+"""What a circuit is: nodes and edges, the graph they come from, and how it is saved, compared and drawn.
+
+Nothing here needs torch; networkx and matplotlib load when a graph is built or a figure drawn.
+"""
+
+from __future__ import annotations
+
+from graphs.circuit import Circuit
+from graphs.compare import Comparison, compare
+from graphs.components import Architecture, ComponentGraph
+from graphs.errors import WiretraceError
+from graphs.export import export
+from graphs.nodes import INPUT, LOGITS, Edge, Node, Port, head, kv, mlp, neuron
+
+__all__ = [
+    "INPUT",
+    "LOGITS",
+    "Architecture",
+    "Circuit",
+    "Comparison",
+    "ComponentGraph",
+    "Edge",
+    "Node",
+    "Port",
+    "WiretraceError",
+    "compare",
+    "export",
+    "head",
+    "kv",
+    "mlp",
+    "neuron",
+]

@@ -208,7 +208,7 @@ def _places(
         done: set[Node] = set()
         for slot in inner if upward else reversed(inner):
             wishes = {node: _barycentre(node, x_of, pulls[node], None if both_sides else done) for node in slot}
-            slot.sort(key=lambda node: wishes[node])  # noqa: B023  # stable: ties keep their order
+            slot.sort(key=lambda node: wishes[node])  # stable: ties keep their order
             _settle(slot, wishes, x_of)
             done.update(slot)
         cost = _stretch(x_of, pulls)

@@ -49,9 +49,7 @@ def __getattr__(name: str) -> ModuleType:
     """Make `tasks.ioi` work without importing every task in advance."""
     if name in TASKS:
         return load(name)
-    raise AttributeError(
-        f"module {__name__!r} has no task or attribute {name!r}; tasks: {', '.join(sorted(TASKS))}"
-    )
+    raise AttributeError(f"module {__name__!r} has no task or attribute {name!r}; tasks: {', '.join(sorted(TASKS))}")
 
 
 def __dir__() -> list[str]:

@@ -325,7 +325,6 @@ def _pairs(names: Sequence[str], *, held_out: bool, split: str) -> list[tuple[st
     pairs = [pair for pair in itertools.combinations(names, 2) if is_held_out_pair(*pair) == held_out]
     if not pairs:
         raise TooFewNames(
-            f"expected some pair of the {len(names)} names to be in the split {split!r}; none is. "
-            "Pass more names."
+            f"expected some pair of the {len(names)} names to be in the split {split!r}; none is. Pass more names."
         )
     return pairs

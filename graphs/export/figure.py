@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from graphs.atomic import write_bytes
 from graphs.circuit import Circuit, visible
 from graphs.errors import UnknownFormat
-from graphs.layout import Box, Layout, Point, Wire, layout
+from graphs.layout import Box, Layout, Point, layout
 from graphs.nodes import Edge
 
 if TYPE_CHECKING:

@@ -44,9 +44,7 @@ def test_a_prompt_says_what_wang_et_al_say(seed, split):
         indirect_object, subject = prompt.answer.strip(), prompt.wrong_answer.strip()
         first, second, third = names_in(prompt.clean)
         assert third == subject != indirect_object
-        assert (first, second) == (
-            (indirect_object, subject) if prompt.order == "ABBA" else (subject, indirect_object)
-        )
+        assert (first, second) == ((indirect_object, subject) if prompt.order == "ABBA" else (subject, indirect_object))
         assert prompt.clean.endswith((" to", " for"))
         assert prompt.answer.startswith(" ")
         assert prompt.wrong_answer.startswith(" ")
@@ -143,9 +141,7 @@ def test_make_pads_and_points_at_the_last_token():
         words = model.tokenizer.convert_ids_to_tokens(task.clean[row, : position + 1].tolist())
         assert words == re.findall(r"\w+|[^\w\s]", prompt.clean)
         assert model.tokenizer.convert_ids_to_tokens(task.answers[row].tolist()) == [prompt.answer.strip()]
-        assert model.tokenizer.convert_ids_to_tokens(task.wrong_answers[row].tolist()) == [
-            prompt.wrong_answer.strip()
-        ]
+        assert model.tokenizer.convert_ids_to_tokens(task.wrong_answers[row].tolist()) == [prompt.wrong_answer.strip()]
 
 
 def test_byte_pairs_work_unchanged():
@@ -160,9 +156,7 @@ def test_byte_pairs_work_unchanged():
 
 def test_names_of_several_tokens_are_named_with_their_pieces():
     model = SimpleNamespace(tokenizer=byte_pair_tokenizer(("Mary", "John", "Lisa", "Paul", "Kevin", "Sarah")))
-    with pytest.raises(
-        NotOneToken, match=r"70 of 76 are not: Aaron \(Ġ.* \+ .*\), .*and 58 more\. Pass names="
-    ):
+    with pytest.raises(NotOneToken, match=r"70 of 76 are not: Aaron \(Ġ.* \+ .*\), .*and 58 more\. Pass names="):
         ioi.make(model, n=4)
     task = ioi.make(model, n=4, split="train", names=["Mary", "John", "Lisa", "Paul", "Kevin", "Sarah"])
     assert len(task) == 4
@@ -170,12 +164,8 @@ def test_names_of_several_tokens_are_named_with_their_pieces():
 
 def test_a_word_that_the_tokenizer_does_not_know_is_not_one_token():
     model = SimpleNamespace(tokenizer=build_tokenizer(n_ctx=40))
-    with pytest.raises(
-        NotOneToken, match=r"2 of 8 are not: Zoe \(unknown word\), Mary Ann \(Mary \+|unknown"
-    ):
-        ioi.make(
-            model, split="train", names=["Zoe", "Mary Ann", "Mary", "John", "Lisa", "Paul", "Kevin", "Sarah"]
-        )
+    with pytest.raises(NotOneToken, match=r"2 of 8 are not: Zoe \(unknown word\), Mary Ann \(Mary \+|unknown"):
+        ioi.make(model, split="train", names=["Zoe", "Mary Ann", "Mary", "John", "Lisa", "Paul", "Kevin", "Sarah"])
 
 
 def test_every_task_in_the_table_can_be_made_and_a_wrong_name_is_answered_with_the_nearest():

@@ -43,7 +43,7 @@ def configs(draw: st.DrawFn) -> Config:
 @limits(max_examples=40, deadline=None)
 @given(config=configs())
 def test_a_config_file_gives_its_config_back(config, tmp_path_factory):
-    path = tmp_path_factory.mktemp("configs") / "config.toml"
+    path = tmp_path_factory.getbasetemp() / "config.toml"
     path.write_text(to_toml(config, comments=("a comment",)), encoding="utf-8")
     assert load(path) == config
 
@@ -118,7 +118,7 @@ def test_a_bad_config_file_is_refused(tmp_path, text, sentence):
 @limits(deadline=None)
 @given(data=st.binary(max_size=200))
 def test_no_file_crashes_the_reader(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("configs") / "config.toml"
+    path = tmp_path_factory.getbasetemp() / "config.toml"
     path.write_bytes(data)
     with pytest.raises(WiretraceError):
         load(path)

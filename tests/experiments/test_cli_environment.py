@@ -13,7 +13,7 @@ from experiments import environment
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def env(*, path: list[Path], cwd: Path = ROOT) -> str:
+def env(*, path: list[Path], cwd: Path) -> str:
     """The output of `wiretrace env` in a fresh process, with these folders first on the path."""
     program = "import sys; from experiments.cli import app; app(['env'], prog_name='wiretrace')"
     settings = os.environ | {"PYTHONPATH": os.pathsep.join(str(folder) for folder in (*path, ROOT)), "COLUMNS": "200"}
@@ -56,25 +56,25 @@ def test_all_is_well_here():
 
 
 def test_a_distribution_in_the_way_is_named(tmp_path):
-    distribution(tmp_path, "other-graphs", package="graphs")
-    shown = env(path=[tmp_path])
+    distribution(tmp_path / "site", "other-graphs", package="graphs")
+    shown = env(path=[tmp_path / "site"], cwd=tmp_path)
     assert "other-graphs" in shown
     assert "graphs: It hides ours: pip uninstall other-graphs" in shown
     assert shown.count("hides ours") == 1
 
 
 def test_a_folder_in_the_way_is_named(tmp_path):
-    (tmp_path / "circuits").mkdir()
-    (tmp_path / "circuits" / "__init__.py").write_text("")
-    shown = env(path=[tmp_path])
+    (tmp_path / "site" / "circuits").mkdir(parents=True)
+    (tmp_path / "site" / "circuits" / "__init__.py").write_text("")
+    shown = env(path=[tmp_path / "site"], cwd=tmp_path)
     assert "no distribution" in shown
     assert "rename that folder" in shown
     assert shown.count("hides ours") == 1
 
 
 def test_a_second_owner_of_a_name_is_a_warning(tmp_path):
-    distribution(tmp_path, "other-patching", package="patching", whole=False)
-    shown = env(path=[tmp_path])
+    distribution(tmp_path / "site", "other-patching", package="patching", whole=False)
+    shown = env(path=[tmp_path / "site"], cwd=tmp_path)
     assert "other-patching installs the same name" in shown
     assert "--force-reinstall" in shown
 

@@ -34,7 +34,8 @@ def test_a_log_gives_its_rows_back(tmp_path):
 @settings(deadline=None)
 @given(cut=st.integers(0, 2000))
 def test_a_log_cut_anywhere_is_its_beginning_and_can_go_on(cut, tmp_path_factory):
-    path = tmp_path_factory.mktemp("logs") / "log"
+    path = tmp_path_factory.getbasetemp() / "log"
+    path.unlink(missing_ok=True)
     write(path, ROWS)
     path.write_bytes(path.read_bytes()[:cut])
     kept = decision_log.read(path, run="mine").rows
