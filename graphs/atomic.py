@@ -39,7 +39,7 @@ _REASONS: Final = {
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A binary file to write to, which becomes `path` when the block ends well and vanishes when it does not.
+    r"""A binary file to write to, which becomes `path` when the block ends well and vanishes when it does not.
 
     Args:
         path: Where the content shall stand. Its folder must exist; a file that is there is replaced.
@@ -49,7 +49,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Example:
         >>> with replacing(folder / "table.csv") as file:
-        ...     _ = file.write(b"a,b\\n")
+        ...     _ = file.write(b"a,b\n")
     """
     target = Path(path)
     temporary = target.parent / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"

@@ -21,6 +21,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from graphs.circuit import Circuit
@@ -222,7 +223,7 @@ def _places(
 def _slots(rows: Sequence[_Row], mlps: Mapping[int, list[Node]]) -> list[list[Node]]:
     """Rows as they are placed: an MLP takes its place among the heads of the row below, to keep its column free."""
     slots: list[list[Node]] = []
-    for below, row in zip(rows, rows[1:-1], strict=False):
+    for below, row in pairwise(rows[:-1]):
         if row.layer is not None and row.nodes == mlps.get(row.layer) and below.layer == row.layer:
             slots[-1].extend(row.nodes)
         else:
@@ -243,7 +244,7 @@ def _barycentre(node: Node, x_of: Mapping[Node, float], pulls: Mapping[Node, flo
 def _settle(nodes: Sequence[Node], wishes: Mapping[Node, float], x_of: dict[Node, float]) -> None:
     """Put nodes, in this order, as near to their wishes as boxes that do not overlap allow."""
     widths = [box_width(node) for node in nodes]
-    apart = [(left + right) / 2 + _GAP for left, right in zip(widths, widths[1:], strict=False)]
+    apart = [(left + right) / 2 + _GAP for left, right in pairwise(widths)]
     x_of.update(zip(nodes, in_order([wishes[node] for node in nodes], apart), strict=True))
 
 
@@ -326,7 +327,8 @@ def _gap(row: _Row, number: int, *, width: float) -> tuple[float, float]:
     """From where to where an edge may pass through gap `number` of a row, the outermost ones reaching to the edge."""
     left = row.sides[number - 1][1] + _CLEARANCE if number else 0.0
     right = row.sides[number][0] - _CLEARANCE if number < len(row.sides) else width
-    return (left, right) if left <= right else ((left + right) / 2,) * 2
+    middle = (left + right) / 2
+    return (left, right) if left <= right else (middle, middle)
 
 
 def _cheapest_gaps(route: _Route, rows: Sequence[_Row], used: Sequence[Sequence[int]], *, width: float) -> list[int]:

@@ -94,8 +94,8 @@ class Node:
     index: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in _FIELDS:
-            raise BadName(f"a node's kind is one of {', '.join(get_args(Kind))}; got {self.kind!r}")
+        if not isinstance(self.kind, str) or self.kind not in _FIELDS:
+            raise BadName(f"a node's kind is one of {', '.join(get_args(Kind))}; got {_shown(self.kind)}")
         has_layer, has_index = _FIELDS[self.kind]
         _check_number(self, "layer", wanted=has_layer)
         _check_number(self, "index", wanted=has_index)

@@ -8,6 +8,7 @@ at a time. On edges this is known as edge attribution patching (EAP).
 from __future__ import annotations
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -126,8 +127,12 @@ def _contract(batch: Batch, trace: Trace, gradients: list[Tensor]) -> list[Float
             slopes = _pulled(model.blocks[layer].mlp_norm, x, gradients[3 * layers + layer][:, start:])[None]
         else:
             slopes = gradients[-1][:, start:][None]
-        visible = change[:, : stage.visible].flatten(2)
-        result.append(torch.bmm(slopes.transpose(0, 1).flatten(2), visible.transpose(1, 2)).flatten(1))
+        effects = einsum(
+            slopes,
+            change[:, : stage.visible],
+            "target example pos d_model, example source pos d_model -> example target source",
+        )
+        result.append(rearrange(effects, "example target source -> example (target source)"))
         if stage.kind == "attention":
             rows = batch.difference(layer, "heads", batch.clean.heads[layer], None, FULL)
             change[:, stage.sources] = -rows.transpose(0, 1)

@@ -232,7 +232,7 @@ class MaskedRun:
         """How much worse than the clean run, averaged over prompts: KL, or clean metric minus metric."""
         return self.metric.damage(values, self.clean_metric).mean(-1)
 
-    def cursor(self, mask: Float[Tensor, " unit"] | None = None) -> Cursor:
+    def cursor(self, mask: Float[Tensor, "*pos unit"] | None = None) -> Cursor:
         """A place to walk from: looks at masks near the current one cost only what they change."""
         return Cursor(self, mask)
 

@@ -37,7 +37,7 @@ def test_a_run_leaves_every_file_and_nothing_else(finished_run):
 
 def test_the_circuit_is_the_one_that_the_library_finds(finished_run, tiny_model):
     from circuits import acdc, tasks
-    from circuits.evaluate import evaluate
+    from circuits.evaluation import evaluate
     from patching import LensModel, MaskedRun
 
     model = LensModel.load(tiny_model)
