@@ -181,6 +181,9 @@ class Edge:
     position: int | None = None
 
     def __post_init__(self) -> None:
+        for end in (self.source, self.target):
+            if not isinstance(end, Node):
+                raise BadName(f"an edge joins two Nodes; got {_shown(end)} (Edge.parse reads a name)")
         if self.source.kind not in _WRITERS:
             raise BadName(f"{self.source} does not write to the residual stream, so no edge starts there")
         _check_letter(self.target, self.port)

@@ -7,6 +7,8 @@ at a time. On edges this is known as edge attribution patching (EAP).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float
@@ -16,7 +18,7 @@ from patching.blocks import Norm, Trace, forward, per_head
 from patching.engine import Batch
 from patching.errors import InvalidOption
 from patching.masked import MaskedRun
-from patching.plan import FULL
+from patching.plan import FULL, Stage
 from patching.progress import Progress, silent
 from patching.scores import Scores
 
@@ -101,32 +103,38 @@ def _dot(change: Tensor, slope: Tensor, batch: Batch) -> Tensor:
     return (change * slope[..., batch.start :, :]).sum((-2, -1))
 
 
-def _edge_effects(batch: Batch) -> Float[Tensor, "example edge"]:
-    trace, total = _clean_trace(batch)
-    wanted = [layer[letter] for layer in trace.projected for letter in "qkv"] + trace.mlp_normed + [trace.final]
-    gradients = list(torch.autograd.grad(total, wanted))
-    with torch.no_grad():
-        return torch.cat(_contract(batch, trace, gradients), dim=1)
+def port_gradients(batch: Batch) -> Iterator[tuple[Stage, Float[Tensor, "target example pos d_model"]]]:
+    """The gradient of the metric (summed over prompts) at what each port reads, at the clean run, stage by stage.
 
+    One layer is held at a time. Positions count from the batch's first one that any mask can change.
 
-def _contract(batch: Batch, trace: Trace, gradients: list[Tensor]) -> list[Float[Tensor, "example edge"]]:
-    """Port gradients times source changes, stage by stage; edges in the graph's order."""
-    model, planner, start = batch.model, batch.planner, batch.start
-    layers = len(model.blocks)
-    change = batch.clean.embedded.new_empty(
-        (len(batch.task), planner.n_sources, *batch.clean.embedded.shape[1:])
-    )  # example source pos d_model
-    change[:, 0] = -batch.difference(None, "input", batch.clean.embedded, None, FULL)[0]
-    result: list[Tensor] = []
-    for stage in planner.stages:
+    Cost: one forward and one backward, plus one projection per layer.
+    """
+    with torch.enable_grad():
+        trace, total = _clean_trace(batch)
+        wanted = [layer[letter] for layer in trace.projected for letter in "qkv"] + trace.mlp_normed + [trace.final]
+        gradients = list(torch.autograd.grad(total, wanted))
+    layers = len(batch.model.blocks)
+    for stage in batch.planner.stages:
         layer = stage.layer
         if stage.kind == "attention":
-            slopes = _attention_slopes(batch, trace, gradients[3 * layer : 3 * layer + 3], layer)
+            yield stage, _attention_slopes(batch, trace, gradients[3 * layer : 3 * layer + 3], layer)
         elif stage.kind == "mlp":
-            x = trace.mlp_inputs[layer][:, start:].detach()
-            slopes = _pulled(model.blocks[layer].mlp_norm, x, gradients[3 * layers + layer][:, start:])[None]
+            x = trace.mlp_inputs[layer][:, batch.start :].detach()
+            gradient = gradients[3 * layers + layer][:, batch.start :]
+            yield stage, _pulled(batch.model.blocks[layer].mlp_norm, x, gradient)[None]
         else:
-            slopes = gradients[-1][:, start:][None]
+            yield stage, gradients[-1][None, :, batch.start :]
+
+
+@torch.no_grad()
+def _edge_effects(batch: Batch) -> Float[Tensor, "example edge"]:
+    """Port gradients times source changes; edges in the graph's order."""
+    values = batch.clean
+    change = values.embedded.new_empty((len(batch.task), batch.planner.n_sources, *values.embedded.shape[1:]))
+    change[:, 0] = -batch.difference(None, "input", values.embedded, None, FULL)[0]
+    result: list[Tensor] = []
+    for stage, slopes in port_gradients(batch):
         effects = einsum(
             slopes,
             change[:, : stage.visible],
@@ -134,11 +142,12 @@ def _contract(batch: Batch, trace: Trace, gradients: list[Tensor]) -> list[Float
         )
         result.append(rearrange(effects, "example target source -> example (target source)"))
         if stage.kind == "attention":
-            rows = batch.difference(layer, "heads", batch.clean.heads[layer], None, FULL)
+            rows = batch.difference(stage.layer, "heads", values.heads[stage.layer], None, FULL)
             change[:, stage.sources] = -rows.transpose(0, 1)
         elif stage.kind == "mlp":
-            change[:, stage.sources.start] = -batch.difference(layer, "mlp", batch.clean.mlps[layer], None, FULL)[0]
-    return result
+            rows = batch.difference(stage.layer, "mlp", values.mlps[stage.layer], None, FULL)
+            change[:, stage.sources.start] = -rows[0]
+    return torch.cat(result, dim=1)
 
 
 def _attention_slopes(

@@ -134,7 +134,7 @@ class Oracle:
                 if post is not None:
                     total = written.sum(0)
                     normed = post.original_component(total)
-                    written = written * (normed / total)
+                    written = written * (normed / total).nan_to_num()  # 0 / 0 where all heads write nothing
                 for index in range(self.shape.n_heads):
                     current[head(layer, index)] = written[index]
 

@@ -111,9 +111,7 @@ def test_file_names_say_what_is_inside(name):
     assert Path(name).stem not in VAGUE_NAMES, f"{name}: name the concept, not the drawer"
 
 
-@pytest.mark.parametrize(
-    "statement", ["import graphs", "from graphs import Circuit, ComponentGraph, Edge, export"]
-)
+@pytest.mark.parametrize("statement", ["import graphs", "from graphs import Circuit, ComponentGraph, Edge, export"])
 def test_graphs_load_nothing_heavy(statement):
     program = f"import sys; {statement}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
     result = subprocess.run(

@@ -17,7 +17,7 @@ from experiments.config import load
 from graphs.circuit import Circuit
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "transformer_lens", "transformers", "numpy", "matplotlib", "pandas")
+HEAVY = ("torch", "transformer_lens", "transformers", "pandas")
 
 
 def read(path: Path) -> dict:

@@ -28,7 +28,7 @@ def distribution(folder: Path, name: str, *, package: str, whole: bool = True) -
     """A distribution that installs a package, as pip leaves it."""
     (folder / package).mkdir(parents=True)
     (folder / package / "__init__.py").write_text("")
-    info = folder / f"{name}-1.0.dist-info"
+    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (info / "top_level.txt").write_text(f"{package}\n")

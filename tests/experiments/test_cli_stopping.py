@@ -205,7 +205,7 @@ def test_a_result_that_cannot_be_written_leaves_no_other_either(discover, monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("graphs.export.export", refused)
+        patch.setattr("experiments.report.markdown", refused)
         result = discover(tmp_path / "run")
     assert result.exit_code == 1
     assert "No space left" in result.stderr

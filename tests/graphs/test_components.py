@@ -126,7 +126,7 @@ def test_numbers_out_of_range_are_refused(number):
 
 
 def test_numbers_need_no_list_of_all_edges():
-    graph = ComponentGraph(Architecture(2_000, 400))
+    graph = ComponentGraph(Architecture(100, 40))
     assert graph.number(graph.edge_at(graph.n_edges - 1)) == graph.n_edges - 1
     assert "edges" not in vars(graph)
 

@@ -138,12 +138,25 @@ def test_positions_that_make_no_sense_are_refused(position):
 
 @pytest.mark.parametrize(
     ("text", "meant"),
-    [("L9H6", "a9.h6"), ("9.6", "a9.h6"), ("mlp3", "m3"), ("embed", "input"), ("a3 kv 1", "a3.kv1"), ("OUTPUT", "logits")],
+    [
+        ("L9H6", "a9.h6"),
+        ("9.6", "a9.h6"),
+        ("mlp3", "m3"),
+        ("embed", "input"),
+        ("a3 kv 1", "a3.kv1"),
+        ("OUTPUT", "logits"),
+    ],
 )
 def test_other_habits_get_a_suggestion(text, meant):
     with pytest.raises(BadName) as error:
         Node.parse(text)
     assert str(error.value).endswith(f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize("ends", [("m0", mlp(1)), (mlp(0), "m1"), (None, None)])
+def test_an_edge_joins_nodes_and_not_their_names(ends):
+    with pytest.raises(BadName, match="parse reads a name"):
+        Edge(*ends)
 
 
 def test_whole_numbers_of_other_types_become_int():
