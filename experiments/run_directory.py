@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -219,15 +219,15 @@ class RunDirectory:
         except OSError as error:
             raise _refused(self.path, error) from error
 
-    def discard(self, *, remove_folder: bool) -> None:
-        """Remove the whole run, as far as the system lets us, and the folder if it was made for it."""
+    def discard(self, *, made: Sequence[Path]) -> None:
+        """Remove the whole run, as far as the system lets us, and the folders that were made for it."""
         with suppress(WriteFailed):
             self.clear()
         with suppress(OSError):
             (self.path / STATUS).unlink(missing_ok=True)
-        if remove_folder:
+        for folder in made:
             with suppress(OSError):
-                self.path.rmdir()
+                folder.rmdir()
 
 
 @contextmanager
@@ -247,7 +247,7 @@ def claimed(folder: Path, identity: Mapping[str, Any], *, overwrite: bool, resum
         FolderTaken: As `plan`, or another process is writing there.
         WriteFailed: The folder cannot be made or written.
     """
-    made = not folder.exists()
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -269,7 +269,7 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _begin(folder: Path, identity: Mapping[str, Any], chosen: Plan, *, made: bool) -> RunDirectory:
+def _begin(folder: Path, identity: Mapping[str, Any], chosen: Plan, *, made: Sequence[Path]) -> RunDirectory:
     remove_leftovers(folder, older_than=0.0)
     shutil.rmtree(folder / _STAGING, ignore_errors=True)
     before = status(folder) if chosen == "resume" else None
@@ -281,15 +281,15 @@ def _begin(folder: Path, identity: Mapping[str, Any], chosen: Plan, *, made: boo
             directory.clear()
     except WriteFailed:
         if made:
-            directory.discard(remove_folder=True)
+            directory.discard(made=made)
         raise
     return directory
 
 
-def _record_failure(directory: RunDirectory, error: Exception, *, made: bool) -> None:
+def _record_failure(directory: RunDirectory, error: Exception, *, made: Sequence[Path]) -> None:
     with suppress(BadRun):
         if not directory.decisions().rows:
-            directory.discard(remove_folder=made)
+            directory.discard(made=made)
             return
     with suppress(WriteFailed):
         directory.set("failed", error=f"{type(error).__name__}: {error}")

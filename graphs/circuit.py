@@ -67,7 +67,7 @@ class Circuit:
         >>> names = ["a0.h1->logits", "input->a0.h1<v>"]
         >>> circuit = Circuit(Architecture(2, 2), [Edge.parse(name) for name in names])
         >>> print(circuit)
-        2 of 38 edges between 3 nodes (2 layers, 2 heads, MLPs)
+        2 of 46 edges between 3 nodes (2 layers, 2 heads, MLPs)
     """
 
     architecture: Architecture
@@ -463,6 +463,8 @@ def _fed_by(circuit: Circuit) -> dict[Node, tuple[Node, ...]]:
 
 
 def _parsed(text: str) -> Any:
+    if not isinstance(text, str):
+        raise BadCircuit(f"expected JSON text; got {_kind(text)} (Circuit.load reads a file)")
     try:
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except RecursionError:

@@ -228,7 +228,7 @@ def test_a_run_that_fails_before_it_begins_leaves_nothing(discover, monkeypatch,
 
 
 def test_a_method_that_refuses_leaves_nothing(discover, tmp_path):
-    result = discover(tmp_path / "run", "--method", "atp", "--metric", "kl", "--n", 5)
+    result = discover(tmp_path / "runs" / "new", "--method", "atp", "--metric", "kl", "--n", 5)
     assert result.exit_code == 1
     assert "kl" in result.stderr
     assert list(tmp_path.iterdir()) == []

@@ -39,10 +39,8 @@ def test_counts_are_those_of_the_literature(shape, plain, with_direct):
 def test_sources_and_targets_stand_as_the_model_computes_them():
     graph = ComponentGraph(Architecture(2, 2))
     assert names(graph.sources) == ["input", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1"]
-    first = ["a0.h0<q>", "a0.h1<q>", "a0.h0<k>", "a0.h1<k>", "a0.h0<v>", "a0.h1<v>", "m0"]
-    assert names(graph.targets) == [*first, *(name.replace("0", "1", 1) for name in first), "logits"][:7] + [
-        *("a1.h0<q>", "a1.h1<q>", "a1.h0<k>", "a1.h1<k>", "a1.h0<v>", "a1.h1<v>", "m1", "logits")
-    ]
+    block = ["a{}.h0<q>", "a{}.h1<q>", "a{}.h0<k>", "a{}.h1<k>", "a{}.h0<v>", "a{}.h1<v>", "m{}"]
+    assert names(graph.targets) == [*(name.format(layer) for layer in (0, 1) for name in block), "logits"]
     assert graph.n_visible == (1, 1, 1, 1, 1, 1, 3, 4, 4, 4, 4, 4, 4, 6, 7)
 
 
@@ -146,7 +144,7 @@ def test_a_node_is_known_or_refused(graph, node):
     assert graph.has_node(node) == (node in known)
     if node not in known:
         for question in (graph.check_node, graph.readers):
-            with pytest.raises(UnknownNode, match="no node|whole MLPs"):
+            with pytest.raises(UnknownNode, match=r"no node|whole MLPs"):
                 question(node)
 
 

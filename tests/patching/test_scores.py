@@ -156,6 +156,7 @@ def test_files_that_do_not_hold_together_are_refused(tmp_path: Path) -> None:
         json.dumps(document | {"schema": "something-else/7"}),
         json.dumps(document | {"values": document["values"][:-1]}),
         json.dumps(document | {"values": "abc"}),
+        whole.replace("-1.0", "-1e400"),
         json.dumps(document | {"level": "planet"}),
         json.dumps(document | {"architecture": {"n_layers": -1, "n_heads": 2}}),
         json.dumps({key: value for key, value in document.items() if key != "provenance"}),
@@ -164,7 +165,6 @@ def test_files_that_do_not_hold_together_are_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(InvalidOption, match="wiretrace-scores/1"):
             Scores.load(path)
-            print(text[:300])
     with pytest.raises(InvalidOption, match=r"missing\.json"):
         Scores.load(tmp_path / "missing.json")
     path.write_bytes(b"\xff\xfe\x00")
