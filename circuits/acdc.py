@@ -5,11 +5,11 @@
 3. A receiver whose node no longer feeds anything loses its incoming edges unevaluated.
 
 The circuit is, edge for edge, that of the plain sequential loop, however candidates are batched. Candidates are
-evaluated in chains along the expected decisions (an edge is expected to fare as the last ones of the same sender did):
+evaluated in chains along the expected decisions (an edge should fare as the last ones of the same sender did):
 "without the first", "without the first two", …; decisions are read up to the first surprise, so only values that the
-sequential loop would compute are used, and expectations matter for speed alone. Rounding differs between batched and unbatched
-arithmetic, so any decision closer to tau than a guard band is taken again on the canonical, unbatched run; so is every
-64th, which measures the rounding and widens the band where needed.
+sequential loop would compute are used, and expectations matter for speed alone. Rounding differs between batched and
+unbatched arithmetic, so any decision closer to tau than a guard band is taken again on the canonical, unbatched run;
+so are the first and every 64th, which measures the rounding that the band is a multiple of.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ from patching.errors import InvalidOption
 from patching.masked import Cursor, MaskedRun
 from patching.progress import Progress, silent
 
-LONGEST_CHAINS = {"cpu": 8, "cuda": 32}
-AUDIT_EVERY = 64
+LONGEST_CHAIN = 16
+CHAIN_WORK = 7.5e7
+"""A chain saves Python per look and wastes samples after a surprise; on a CPU the best length was found near the root
+of this over tokens × d_model²."""
+AUDITS_AT_FIRST, AUDIT_EVERY = 8, 64
 HABIT_RATE = 0.4
 
 
@@ -120,8 +123,8 @@ class _Walk:
         self._canonical_now: tuple[Tensor, float] | None = None  # a mask and its damage on the canonical run
         self.deltas: dict[int, float] = {}
         self.decided = 0
-        self.longest = LONGEST_CHAINS.get(run.model.device.type, 8)
-        self.chain = 4
+        self.longest = self._longest_chain()
+        self.chain = 2
         self.source_of: list[int] = run.edge_sources.tolist()
         self.habit = [0.0] * len(run.graph.sources)  # how often edges of each source stayed of late
         self.evaluated = 0
@@ -134,10 +137,16 @@ class _Walk:
     def _canonical(self, mask: Tensor) -> float:
         return self._damage(self.run(mask))
 
+    def _longest_chain(self) -> int:
+        if self.run.model.device.type != "cpu":
+            return LONGEST_CHAIN
+        work = self.run.task.clean.numel() * self.run.model.d_model**2
+        return max(2, min(LONGEST_CHAIN, round((CHAIN_WORK / work) ** 0.5)))
+
     def _band(self) -> float:
         """How close to tau a decision is taken again: many times the rounding seen, and never below a floor."""
         scale = max(1.0, float(self.run.clean_metric.abs().max()))
-        return max(16 * self.rounding, 16 * torch.finfo(self.run.model.dtype).eps * scale)
+        return max(32 * self.rounding, torch.finfo(self.run.model.dtype).eps * scale)
 
     def replay(self, decided: Sequence[Decision]) -> None:
         """Take over decisions already made."""
@@ -191,7 +200,7 @@ class _Walk:
             edges = edges[self._decide(edges) :]
 
     def _decide(self, edges: list[int]) -> int:
-        """Evaluate a chain along the expected decisions, read it up to the first surprise; returns how many were decided.
+        """Evaluate a chain along the expected decisions and read it up to the first surprise; how many were decided.
 
         Sample i removes edge i on top of the edges before it that are expected to go, so it is the sequential
         algorithm's next step as long as those expectations were right.
@@ -230,7 +239,8 @@ class _Walk:
         delta = damage - self.current
         self.evaluated += 1
         distance = min(abs(delta - self.tau), abs(-delta - self.tau)) if self.absolute else abs(delta - self.tau)
-        if distance > self.guard and self.evaluated % AUDIT_EVERY:
+        audit = self.evaluated <= AUDITS_AT_FIRST or self.evaluated % AUDIT_EVERY == 0
+        if distance > self.guard and not audit:
             return delta
         if self._canonical_now is None or not torch.equal(self._canonical_now[0], self.accepted):
             self._canonical_now = (self.accepted, self._canonical(self.accepted))

@@ -32,11 +32,11 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 
 LIBRARIES: Final = (
     "torch",
-    "transformer_lens",
+    "transformer-lens",
     "transformers",
     "tokenizers",
     "safetensors",
-    "huggingface_hub",
+    "huggingface-hub",
     "numpy",
     "networkx",
     "matplotlib",

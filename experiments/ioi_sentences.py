@@ -6,6 +6,7 @@ away:
 | kind | example | what it asks for |
 |---|---|---|
 | `ioi` | When Mary and John ..., John gave a drink to Mary. | the other name |
+| `aside` | Mary and John ... John, who knew Mary, gave a drink to Mary. | who acts, not who was named last |
 | `stranger` | Lisa was tired. Then, Mary and John ... John ... to Mary. | not just any other name |
 | `two_pairs` | Paul and Lisa were tired. Mary and John ... Paul ... to Lisa. | the subject's own partner |
 | `recall` | Paul met Lisa. Mary and John were tired. John thanked Mary. | the same, shorter |
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Callable, Iterator
 
 from circuits.tasks.ioi import NAMES, OBJECTS, PLACES, TEMPLATES, TRAINING_TEMPLATES, is_held_out_pair
@@ -44,6 +46,15 @@ PAIR_OPENINGS: tuple[str, ...] = (
     "Yesterday {a} met {b}.",
 )
 """First sentences of `two_pairs`."""
+
+ASIDES: tuple[str, ...] = (
+    "{subject}, who knew {a},",
+    "{subject}, who was with {a},",
+    "{subject}, a friend of {a},",
+    "like {a}, {subject}",
+    "near {a}, {subject}",
+)
+"""How `aside` names somebody else beside the subject, before or after it."""
 
 GIVING: tuple[str, ...] = (
     "gave a {object} to",
@@ -73,8 +84,8 @@ def sentences(seed: int) -> Iterator[str]:
 
 def vocabulary() -> list[str]:
     """List every word and punctuation mark that a sentence or a prompt can hold, sorted."""
-    texts = [*TEMPLATES.values(), *OPENINGS, *PAIR_OPENINGS, *GIVING, *NAMES, *PLACES, *OBJECTS]
-    texts += ["{a} was at the {place}.", "{a} was hungry, so {b}", "{a} thanked {b}.", "them"]
+    texts = [*TEMPLATES.values(), *OPENINGS, *PAIR_OPENINGS, *ASIDES, *GIVING, *NAMES, *PLACES, *OBJECTS]
+    texts += ["{a} was at the {place}.", "{a} was hungry, so {b}", "{a} thanked {b}.", "them", "Like", "Near"]
     words: set[str] = set()
     for text in texts:
         for mark in ".,":
@@ -106,6 +117,15 @@ def _ioi(rng: random.Random) -> str:
     first, second = _names(rng, 2)
     subject, answer = rng.sample((first, second), 2)
     return f"{_fill(rng, first, second, subject)} {answer}."
+
+
+def _aside(rng: random.Random) -> str:
+    first, second, stranger = _names(rng, 3)
+    subject, answer = rng.sample((first, second), 2)
+    named = answer if rng.random() < 0.6 else stranger
+    aside = rng.choice(ASIDES).format(subject=subject, a=named)
+    text = _fill(rng, first, second, aside)
+    return f"{re.sub(r'[.] [ln]', lambda start: start[0].upper(), text)} {answer}."
 
 
 def _stranger(rng: random.Random) -> str:
@@ -155,13 +175,14 @@ def _thanks(rng: random.Random) -> str:
 
 
 KINDS: dict[str, tuple[Callable[[random.Random], str], float]] = {
-    "ioi": (_ioi, 0.30),
-    "stranger": (_stranger, 0.12),
-    "two_pairs": (_two_pairs, 0.24),
-    "recall": (_recall, 0.12),
-    "outsider": (_outsider, 0.08),
-    "exchange": (_exchange, 0.05),
-    "alone": (_alone, 0.04),
-    "thanks": (_thanks, 0.05),
+    "ioi": (_ioi, 0.16),
+    "aside": (_aside, 0.34),
+    "stranger": (_stranger, 0.08),
+    "two_pairs": (_two_pairs, 0.18),
+    "recall": (_recall, 0.08),
+    "outsider": (_outsider, 0.06),
+    "exchange": (_exchange, 0.03),
+    "alone": (_alone, 0.03),
+    "thanks": (_thanks, 0.04),
 }
 """What makes each kind of sentence, and its share of the corpus."""

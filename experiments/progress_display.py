@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -59,7 +60,17 @@ class Bars:
         """Draw a bar while the block lasts."""
         from tqdm import tqdm
 
-        with tqdm(desc=what, unit=unit, initial=done, file=self._stream, dynamic_ncols=True, smoothing=0.1) as bar:
+        size = shutil.get_terminal_size()  # of a terminal that does not know its own, 80 by 24
+        bar = tqdm(
+            desc=what,
+            unit=unit,
+            initial=done,
+            file=self._stream,
+            smoothing=0.1,
+            ncols=size.columns - 1,
+            nrows=size.lines,
+        )
+        with bar:
 
             def update(done: int, total: int) -> None:
                 bar.total = total

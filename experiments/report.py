@@ -28,6 +28,9 @@ SHOWN: Final = 15
 WIDE: Final = 0.5
 """An interval of the faithfulness that is wider than this deserves a note."""
 
+ABOVE: Final = 1.05
+"""So does a faithfulness above this."""
+
 
 def document(
     config: Config,
@@ -56,7 +59,7 @@ def document(
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "device": device,
         "strongest": [{"edge": str(edge), "effect": circuit.scores.get(edge)} for edge in _strongest(circuit)],
-        "notes": _notes(circuit, evaluation, search),
+        "notes": [*_doubts(circuit, evaluation, search), *_remarks(config, evaluation)],
     }
 
 
@@ -65,7 +68,7 @@ def _strongest(circuit: Circuit) -> list[Edge]:
     return sorted(circuit.edges, key=lambda edge: -abs(circuit.scores.get(edge, 0.0)))[:SHOWN]
 
 
-def _notes(circuit: Circuit, evaluation: Mapping[str, Any], search: Mapping[str, Any]) -> list[str]:
+def _doubts(circuit: Circuit, evaluation: Mapping[str, Any], search: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing the figures."""
     notes = []
     clean, ablated, metric = evaluation["clean"], evaluation["ablated"], evaluation["metric"]
@@ -92,6 +95,18 @@ def _notes(circuit: Circuit, evaluation: Mapping[str, Any], search: Mapping[str,
     if not circuit.n_edges:
         notes.append("No edge was kept: a smaller tau keeps more.")
     return notes
+
+
+def _remarks(config: Config, evaluation: Mapping[str, Any]) -> list[str]:
+    """What may surprise a reader."""
+    faithfulness = evaluation["faithfulness"]
+    signed = "absolute" in METHODS[config.method].options and not config.options.get("absolute")
+    if faithfulness is None or faithfulness <= ABOVE or not signed:
+        return []
+    return [
+        "The circuit alone does better than the whole model: the search also drops edges whose loss improves the "
+        "metric. To keep those, add: --option absolute=true"
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------- terminal

@@ -232,7 +232,8 @@ def fit(
         chosen = torch.randint(len(tokens), (recipe.batch,), generator=generator)
         wanted = targets[chosen]
         length = int((wanted != IGNORED).sum(-1).max())
-        logits = model(tokens[chosen, :length], use_cache=False).logits
+        batch = tokens[chosen, :length]
+        logits = model(batch, attention_mask=torch.ones_like(batch), use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted[:, :length].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -253,13 +254,14 @@ def _rate(step: int, steps: int) -> float:
 def last_logits(
     model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
 ) -> Float[Tensor, "prompt d_vocab"]:
-    """Return the logits after the last token of each prompt."""
+    """Return the logits after the last token of each prompt; causal attention never sees the padding."""
     import torch
 
     rows = [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch(list(texts))]
     ends = torch.tensor([len(row) - 1 for row in rows])
+    tokens = pad(rows, fill=0)
     with torch.no_grad():
-        logits = model(pad(rows, fill=0), use_cache=False).logits
+        logits = model(tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
     return logits[torch.arange(len(rows)), ends]
 
 

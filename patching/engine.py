@@ -233,7 +233,11 @@ class State:
         self._known: dict[int, np.ndarray] = {}
 
     def rows(self, sources: np.ndarray, lane: int) -> Float[Tensor, "source example pos d_model"]:
-        """Differences from the replacement of some sources (ascending), kept once computed if the budget allows."""
+        """Differences from the replacement of some sources (ascending), kept once computed if the budget allows.
+
+        Where many are asked for, the rows of all sources come instead, since gathering costs more than adding zeros;
+        rows not asked for may be out of date.
+        """
         if not self._holds(lane):
             return torch.cat([rows for _members, rows in self._computed(sources.tolist(), lane)])
         buffer, known = self._buffers[lane], self._known[lane]
@@ -243,6 +247,8 @@ class State:
                 known[members] = True
         if len(sources) == 1 + sources[-1] - sources[0]:
             return buffer[sources[0] : sources[-1] + 1]
+        if 3 * len(sources) > sources[-1]:
+            return buffer
         return buffer[torch.from_numpy(sources).to(buffer.device)]
 
     def _holds(self, lane: int) -> bool:
@@ -252,7 +258,7 @@ class State:
             count = self.batch.planner.n_sources
             if count * like.nbytes > self.batch.row_bytes:
                 return False
-            self._buffers[lane] = like.new_empty((count, *like.shape))
+            self._buffers[lane] = like.new_zeros((count, *like.shape))
             self._known[lane] = np.zeros(count, dtype=bool)
         return True
 
@@ -437,9 +443,11 @@ class Evaluation:
         if not len(columns):
             return start
         rows = self.state.rows(columns, lane)
-        if len(entries) > 1 and (entries[:1] == entries)[..., on].all():
+        # Where all rows came instead of these, the others count 0 times.
+        entries = np.where(on, entries, 0) if len(rows) > len(columns) else entries[..., columns]
+        if len(entries) > 1 and (entries[:1] == entries).all():
             entries = entries[:1]
-        return self.weigh(start, torch.from_numpy(entries[..., columns]).to(rows), rows[None], lane)
+        return self.weigh(start, torch.from_numpy(entries).to(rows), rows[None, : entries.shape[-1]], lane)
 
     def weigh(self, start: Tensor, entries: Tensor, rows: Tensor, lane: int) -> Tensor:
         """``start`` plus mask-weighted sums of rows: [sample (or 1), target, example, pos, d_model]."""

@@ -124,7 +124,8 @@ class LensModel:
     @property
     def parameter_count(self) -> int:
         """Number of weights."""
-        return sum(parameter.numel() for parameter in self.bridge.original_model.parameters())
+        storages = {p.untyped_storage().data_ptr(): p for p in self.bridge.original_model.parameters()}
+        return sum(p.untyped_storage().nbytes() // p.itemsize for p in storages.values())
 
     @torch.no_grad()
     def logits(self, tokens: Int[Tensor, "example pos"]) -> Float[Tensor, "example pos d_vocab"]:

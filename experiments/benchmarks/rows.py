@@ -214,7 +214,7 @@ def all_rows(report: Callable[[Row], None], *, quick: bool) -> None:
             report(row)
         del large
     bars = {0.02: 10.0, 0.1: 5.0, 0.3: 3.0}
-    for row in acdc_rows(middle, random_task(middle), bars=bars, metric="kl"):
+    for row in acdc_rows(middle, random_task(middle), bars=bars, metric="logit_difference"):
         report(row)
     from circuits.tasks import ioi
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -22,6 +23,18 @@ HEAVY = ("torch", "transformer_lens", "transformers", "pandas")
 
 def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_demo_finds_a_circuit_of_the_model_that_ships(wiretrace, monkeypatch, tmp_path):
+    """As `make demo`, with fewer prompts and a larger tau."""
+    monkeypatch.chdir(tmp_path)
+    result = wiretrace("discover", "ioi", "--tau", 0.5, "--prompts", 8, "--held-out", 16)
+    assert result.exit_code == 0, result.stderr
+    found = read(tmp_path / "runs" / "ioi" / "report.json")["evaluation"]
+    assert found["n_edges"] < 0.2 * found["n_possible"]
+    assert found["faithfulness"] > 0.7
+    assert found["random_faithfulness"] < 0.2
+    assert abs(found["completeness_gap"]) < 0.2
 
 
 # ------------------------------------------------------------------------------------------------- a finished run
@@ -206,17 +219,21 @@ def test_quiet_prints_the_folder_alone(discover, tmp_path):
     assert (result.exit_code, result.stdout, result.stderr) == (0, f"{tmp_path / 'run'}\n", "")
 
 
-def test_a_terminal_gets_a_bar_with_the_time_left():
-    import io
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals on this system")
+def test_a_terminal_gets_a_bar_with_the_time_left(monkeypatch):
+    """Also one that does not know its own size, such as this one."""
+    from experiments.progress_display import display
 
-    from experiments.progress_display import Bars
-
-    stream = io.StringIO()
-    with Bars(stream).steps("acdc", unit="edge", done=40) as progress:
-        progress(41, 100)
-        progress(100, 100)
-    assert "100/100" in stream.getvalue()
-    assert "acdc: 100%" in stream.getvalue()
+    main, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with display(quiet=False).steps("acdc", unit="edge", done=40) as progress:
+            progress(41, 100)
+            progress(100, 100)
+        shown = os.read(main, 10_000).decode()
+    os.close(main)
+    assert "acdc: 100%" in shown
+    assert "100/100 [00:00<00:00" in shown
 
 
 def test_a_pipe_gets_a_line_now_and_then():

@@ -39,7 +39,7 @@ def distribution(folder: Path, name: str, *, package: str, whole: bool = True) -
 
 def test_versions_are_those_installed(wiretrace):
     shown = wiretrace("env").stdout
-    for name in ("torch", "transformer_lens", "networkx", "typer"):
+    for name in ("torch", "transformer-lens", "networkx", "typer"):
         assert f"{name}" in shown
         assert version(name) in shown
     assert "CPU" in shown
