@@ -111,7 +111,7 @@ def discover(
         float | None,
         typer.Option(
             help="For acdc: drop an edge if that raises the damage by less than this, in the unit of the metric. "
-            "Larger gives smaller circuits. [default: 0.02]"
+            "Larger gives smaller circuits. [default: 0.05]"
         ),
     ] = None,
     n: Annotated[

@@ -13,7 +13,7 @@ a table for the method's own options:
     seed = 0
 
     [options]
-    tau = 0.02
+    tau = 0.05
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ METRICS: Final[Mapping[str, str]] = {
 }
 """What a run is judged by: the names of `patching.metrics`, in words."""
 
-DEFAULTS: Final[Mapping[str, Value]] = {"tau": 0.02}
+DEFAULTS: Final[Mapping[str, Value]] = {"tau": 0.05}
 """Method options that the command line gives when the user does not."""
 
 DEFAULT_N: Final = 300

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import signal
 import threading
 import time
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 SEARCH_SPLIT: Final = "train"
 HELD_OUT_SPLIT: Final = "held-out"
+SMALL_WIDTH: Final = 512  # of the residual stream
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,21 @@ def _load(config: Config) -> LensModel:
 
     _require_device(config.device)
     try:
-        return LensModel.load(config.model, device=config.device)
+        model = LensModel.load(config.model, device=config.device)
+        _choose_threads(model)
+        return model
     except ModelNotFound as error:
         hint = did_you_mean(config.model, zoo())
         raise ModelNotFound(f"{error}{hint}") from error
+
+
+def _choose_threads(model: LensModel) -> None:
+    """One thread for small models on a CPU: two wait for each other longer than they save."""
+    import torch
+
+    chosen = any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
+    if model.device.type == "cpu" and model.d_model < SMALL_WIDTH and not chosen:
+        torch.set_num_threads(1)
 
 
 def _require_device(name: str | None) -> None:
