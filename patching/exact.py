@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from graphs.nodes import Edge, Node
+from patching.errors import InvalidOption
 from patching.masked import MaskedRun
 from patching.progress import Progress, silent
 from patching.scores import Scores
@@ -27,6 +28,10 @@ def scores(run: MaskedRun, *, only: Sequence[Edge | Node | str] | None = None, p
     Returns:
         Effects in the metric's unit, mean and standard error over prompts.
 
+    Raises:
+        InvalidOption: the run is by position.
+        UnknownEdge, UnknownNode: ``only`` names something that the model does not have.
+
     Source: activation patching as in arXiv 2309.16042, noising direction (swap the task for denoising); edge
     patching as "EActP" in arXiv 2504.13151.
 
@@ -36,6 +41,8 @@ def scores(run: MaskedRun, *, only: Sequence[Edge | Node | str] | None = None, p
         >>> effects.top(1)[0].kind
         'input'
     """
+    if run.per_position:
+        raise InvalidOption("expected a run over edges or nodes; scores by position are not available from exact.")
     empty = Scores(run.graph.architecture, run.level, torch.zeros(run.n_units))
     numbers = range(run.n_units) if only is None else [empty.index(unit) for unit in only]
     effects = torch.zeros(len(run.task), run.n_units, dtype=torch.float64)

@@ -176,6 +176,9 @@ class Scores:
                 None if error is None else torch.tensor(error, dtype=torch.float64),
                 document["provenance"],
             )
+            numbers = [scores.values] if error is None else [scores.values, scores.standard_error]
+            if not all(bool(torch.isfinite(column).all()) for column in numbers if column is not None):
+                raise ValueError("it holds values that are not finite")
             if scores.level not in ("edge", "node") or len(scores.values) != len(scores.units):
                 raise ValueError("values and units do not match")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error_:

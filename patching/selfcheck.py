@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from patching.engine import Batch
 from patching.lens import LensModel
+from patching.masked import MaskedRun
+from patching.metrics import Metric
+from patching.plan import FULL
+from patching.task import Task
 
 
 def relative_errors(model: LensModel, *, prompts: int = 2, seed: int = 0) -> dict[str, float]:
     """The largest error of each identity, relative to the spread of the model's own logits."""
-    from patching.masked import MaskedRun
-    from patching.metrics import Metric
-    from patching.task import Task
-
     generator = torch.Generator().manual_seed(seed)
     length = min(model.n_ctx, 12)
     clean, corrupt = torch.randint(0, model.d_vocab, (2, prompts, length), generator=generator)
@@ -24,11 +26,9 @@ def relative_errors(model: LensModel, *, prompts: int = 2, seed: int = 0) -> dic
     def run(replacing: Tensor) -> MaskedRun:
         return MaskedRun(model, Task("self-check", clean, replacing, answers, answers, last), metric=scores)
 
-    own = {
-        name: _project(model.logits(tokens)[:, -1].double(), seed)
-        for name, tokens in (("clean", clean), ("corrupt", corrupt))
-    }
-    size = max(float(own["clean"].abs().max()), 1e-6)
+    logits = {name: model.logits(tokens)[:, -1].double() for name, tokens in (("clean", clean), ("corrupt", corrupt))}
+    own = {name: _project(values, seed) for name, values in logits.items()}
+    size = max(float(logits["clean"].std()), 1e-6)
     pair, same = run(corrupt), run(clean)
     random = torch.rand(same.n_units, generator=generator)
     results = {
@@ -37,21 +37,12 @@ def relative_errors(model: LensModel, *, prompts: int = 2, seed: int = 0) -> dic
         "a run whose replacements equal the clean values": same(random) - own["clean"],
     }
     errors = {what: float(difference.abs().max()) / size for what, difference in results.items()}
-    errors["the sum of all writers' changes"] = _residual_error(pair)
+    errors["the sum of all writers' changes"] = _residual_error(pair.batches[0])
     return errors
 
 
-def _residual_error(run: object) -> float:
-    from patching.masked import MaskedRun
-
-    assert isinstance(run, MaskedRun)
-    batch = run.batches[0]
-    state = batch.ones()
-    import numpy as np
-
-    from patching.plan import FULL
-
-    changes = state.rows(np.arange(batch.planner.n_sources), FULL).sum(0)
+def _residual_error(batch: Batch) -> float:
+    changes = batch.ones().rows(np.arange(batch.planner.n_sources), FULL).sum(0)
     expected = batch.clean.final - batch.base[-1]
     return float((changes - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
 
