@@ -528,7 +528,7 @@ def _load_hugging_face(source: str | Path, *, dtype: torch.dtype) -> tuple[Any, 
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, TypeError):
         return model.eval(), None
-    return model.eval(), tokenizer if len(tokenizer) else None  # without files, some classes make up an empty one
+    return model.eval(), tokenizer if tokenizer.vocab_size else None  # without files, some classes make up an empty one
 
 
 @contextlib.contextmanager
@@ -555,8 +555,8 @@ def _bridge(model: Any) -> Any:
         return build_bridge_from_module(model, name, hf_config=model.config)
     except Exception as error:  # the adapters of TransformerLens raise whatever they meet
         raise UnsupportedModel(
-            f"TransformerLens cannot wrap {name}: {error or type(error).__name__}. "
-            "`wiretrace models` lists the families that work."
+            f"TransformerLens cannot wrap {name}: {str(error) or type(error).__name__}, where it "
+            "expected something else. `wiretrace models` lists the families that work."
         ) from error
 
 
