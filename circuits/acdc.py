@@ -146,7 +146,7 @@ class _Walk:
     def _band(self) -> float:
         """How close to tau a decision is taken again: many times the rounding seen, and never below a floor."""
         scale = max(1.0, float(self.run.clean_metric.abs().max()))
-        return max(32 * self.rounding, 32 * torch.finfo(self.run.model.dtype).eps * scale)
+        return max(32 * self.rounding, 64 * torch.finfo(self.run.model.dtype).eps * scale)
 
     def replay(self, decided: Sequence[Decision]) -> None:
         """Take over decisions already made."""

@@ -10,7 +10,7 @@ away:
 | `stranger` | Lisa was tired. Then, Mary and John ... John ... to Mary. | not just any other name |
 | `two_pairs` | Paul and Lisa were tired. Mary and John ... Paul ... to Lisa. | the subject's own partner |
 | `recall` | Paul met Lisa. Mary and John were tired. John thanked Mary. | the same, shorter |
-| `outsider` | When Mary and John ..., Kevin gave a drink to them. | is the subject one of the two? |
+| `outsider` | When Mary and John ..., Kevin gave a drink to Mary. | either; nothing to rule out |
 | `exchange` | ... John was hungry, so Mary gave a drink to John. | who acts last, not who occurs once |
 | `alone` | Mary was at the store. John gave a drink to Mary. | one name, no duplicate |
 | `thanks` | ... John gave a drink to Mary. Mary thanked John. | the other way round |
@@ -85,7 +85,7 @@ def sentences(seed: int) -> Iterator[str]:
 def vocabulary() -> list[str]:
     """List every word and punctuation mark that a sentence or a prompt can hold, sorted."""
     texts = [*TEMPLATES.values(), *OPENINGS, *PAIR_OPENINGS, *ASIDES, *GIVING, *NAMES, *PLACES, *OBJECTS]
-    texts += ["{a} was at the {place}.", "{a} was hungry, so {b}", "{a} thanked {b}.", "them", "Like", "Near"]
+    texts += ["{a} was at the {place}.", "{a} was hungry, so {b}", "{a} thanked {b}.", "Like", "Near"]
     words: set[str] = set()
     for text in texts:
         for mark in ".,":
@@ -143,7 +143,8 @@ def _two_pairs(rng: random.Random) -> str:
 
 
 def _outsider(rng: random.Random) -> str:
-    return f"{_fill(rng, *_names(rng, 3))} them."
+    first, second, outsider = _names(rng, 3)
+    return f"{_fill(rng, first, second, outsider)} {rng.choice((first, second))}."
 
 
 def _recall(rng: random.Random) -> str:
@@ -176,13 +177,13 @@ def _thanks(rng: random.Random) -> str:
 
 KINDS: dict[str, tuple[Callable[[random.Random], str], float]] = {
     "ioi": (_ioi, 0.16),
-    "aside": (_aside, 0.34),
+    "aside": (_aside, 0.30),
     "stranger": (_stranger, 0.08),
-    "two_pairs": (_two_pairs, 0.18),
+    "two_pairs": (_two_pairs, 0.24),
     "recall": (_recall, 0.08),
-    "outsider": (_outsider, 0.06),
+    "outsider": (_outsider, 0.05),
     "exchange": (_exchange, 0.03),
-    "alone": (_alone, 0.03),
+    "alone": (_alone, 0.02),
     "thanks": (_thanks, 0.04),
 }
 """What makes each kind of sentence, and its share of the corpus."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -46,3 +47,10 @@ def test_its_make_targets_exist() -> None:
 def test_its_links_lead_somewhere() -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", TEXT):
         assert (ROOT / link).exists(), link
+
+
+def test_its_benchmark_table_is_what_was_measured() -> None:
+    from experiments.benchmarks.measure import table
+
+    document = json.loads((ROOT / "experiments" / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+    assert table(document) in TEXT

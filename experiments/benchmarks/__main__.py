@@ -21,7 +21,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from experiments.benchmarks.measure import Row, machine
+    from experiments.benchmarks.measure import Row, machine, table
     from experiments.benchmarks.rows import all_rows
 
     rows: list[Row] = []
@@ -43,6 +43,7 @@ def main() -> None:
 
     document = {"machine": where, "rows": [asdict(row) for row in rows]}
     write_text(options.out, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    print("", table(document), sep="\n")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,23 @@ def _status(field: str) -> int:
     raise OSError(f"no {field} in /proc/self/status")
 
 
+def table(document: dict[str, Any]) -> str:
+    """The results as a Markdown table, as the README shows it."""
+    where = document["machine"]
+    lines = [
+        f"Measured on {where['cpu']} ({where['cores']} cores, {where['threads']} thread used), "
+        f"Python {where['python']}, torch {where['torch']}.",
+        "",
+        "| what | ratio | bar | ours | against |",
+        "|---|---|---|---|---|",
+    ]
+    for row in document["rows"]:
+        mark = "" if row["met"] else " (missed)"
+        figures = (f"{row[side]:,.1f} {row['unit']}" for side in ("ours", "floor"))
+        lines.append(f"| {row['name']} | **{row['ratio']:.2f}×** | {row['bar']}{mark} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     cpu = platform.processor() or platform.machine()
