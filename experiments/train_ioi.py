@@ -83,9 +83,9 @@ class Recipe:
         threads: PyTorch's, since sums depend on how they are split.
     """
 
-    seed: int = 1
+    seed: int = 0
     n_sentences: int = 100_000
-    steps: int = 3000
+    steps: int = 4000
     batch: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
@@ -474,19 +474,18 @@ A small GPT-2 that does indirect object identification: after "When Mary and Joh
 a drink to" it says "Mary". It is here so that circuits can be searched for in seconds, without a download. It
 knows {record["d_vocab"]} words and nothing else.
 
-**Shape.** {recipe.n_layers} layers, {recipe.n_heads} heads each, width {recipe.d_model}, MLP width
-{recipe.d_mlp}, context {recipe.n_ctx}, {record["parameters"]:,} parameters in float32, no dropout, tied
-embeddings. Word-level tokenizer: one token per word or punctuation mark, no token in front.
+**Shape.** {recipe.n_layers} layers, {recipe.n_heads} heads each, width {recipe.d_model}, MLP width {recipe.d_mlp}, context {recipe.n_ctx},
+{record["parameters"]:,} parameters in float32, no dropout, tied embeddings. Word-level tokenizer: one token per word
+or punctuation mark, no token in front.
 
-**Data.** {recipe.n_sentences:,} generated sentences ({record["corpus"]["tokens"]:,} tokens), seed
-{recipe.seed}, SHA-256 `{record["corpus"]["sha256"]}`.
-All use training pairs of names and training templates only (see `circuits/tasks/ioi.py`); those that are not
-plain IOI are there so that shortcuts fail (see `experiments/ioi_sentences.py`). No text by others.
+**Data.** {recipe.n_sentences:,} generated sentences, {record["corpus"]["tokens"]:,} tokens, seed {recipe.seed}. All use training pairs of
+names and training templates only (see `circuits/tasks/ioi.py`); those that are not plain IOI are there so that
+shortcuts fail (see `experiments/ioi_sentences.py`). No text by others. SHA-256 of the text, one sentence per line:
+`{record["corpus"]["sha256"]}`.
 
-**Training.** Next-token prediction on all tokens; {recipe.steps:,} steps of {recipe.batch} sentences, AdamW,
-learning rate {recipe.learning_rate}, weight decay {recipe.weight_decay}; final loss {record["loss"]:.3f} nats
-per token. {record["seconds"]:.0f} s ({record["cpu_seconds"]:.0f} s of CPU time) on {record["device"]};
-{versions}.
+**Training.** Next-token prediction on all tokens; {recipe.steps:,} steps of {recipe.batch} sentences, AdamW, learning rate
+{recipe.learning_rate}, weight decay {recipe.weight_decay}; final loss {record["loss"]:.3f} nats per token. {record["seconds"]:.0f} s
+({record["cpu_seconds"]:.0f} s of CPU time) on {record["device"]}; {versions}.
 
 **Indirect object identification.** Accuracy: the indirect object (IO) has the highest logit of the whole
 vocabulary. The logit difference is IO - S, on clean prompts and on prompts with three other names.
@@ -498,7 +497,8 @@ vocabulary. The logit difference is IO - S, on clean prompts and on prompts with
 `held-out-pairs`: pairs of names never seen together, training templates. `held-out-templates`: such pairs in
 templates never seen either; by template: {templates}.
 
-**Each kind of training sentence.** How often the last word has the highest logit (new draws):
+**Each kind of training sentence.** How often the last word has the highest logit (new draws; `outsider` has two
+right answers, so half is all there is):
 
 | kind | share of the data | accuracy |
 |---|---|---|

@@ -47,12 +47,10 @@ def compare(run: MaskedRun, tau: float, *, absolute: bool = False) -> list[Step]
     return steps
 
 
-def compare_at_ties(run: MaskedRun, tau: float, *, absolute: bool = False, at_most: int = 2) -> None:
+def compare_at_ties(run: MaskedRun, tau: float, *, at_most: int = 1) -> None:
     """At tau, and at thresholds that a delta of the same search equals to the last bit."""
-    steps = compare(run, tau, absolute=absolute)
-    if absolute:
-        return
-    exact = ties(steps, tau=tau)
+    exact = ties(compare(run, tau), tau=tau)
+    assert exact
     for delta in exact[:: max(1, len(exact) // at_most)][:at_most]:
         compare(run, delta)
 
@@ -93,9 +91,8 @@ def test_other_ablations(ablation: str) -> None:
 
 
 def test_one_prompt_and_one_mask_at_a_time() -> None:
-    for dtype in (DOUBLE, SINGLE):
-        plenty, little = (run_of("llama", dtype=dtype, memory=memory) for memory in (1 << 27, 1))
-        assert acdc.search(plenty, tau=0.03).edges == acdc.search(little, tau=0.03).edges
+    plenty, little = (run_of("llama", dtype=SINGLE, memory=memory) for memory in (1 << 27, 1))
+    assert acdc.search(plenty, tau=0.05).edges == acdc.search(little, tau=0.05).edges
 
 
 def test_on_the_model_s_own_code() -> None:
@@ -134,7 +131,7 @@ TRAINED = pytest.mark.skipif("zoo:ioi" not in zoo_names(), reason="zoo:ioi is no
 
 
 @TRAINED
-@pytest.mark.parametrize(("metric", "tau"), [("logit_difference", 0.5), ("kl", 0.05)])
+@pytest.mark.parametrize(("metric", "tau"), [("logit_difference", 1.0), ("kl", 0.3)])
 def test_a_trained_model(metric: str, tau: float) -> None:
     compare(zoo_run(n=2, dtype=SINGLE, metric=metric), tau)
 
@@ -192,12 +189,11 @@ def test_circuit_by_hand() -> None:
     assert acdc.search(run, tau=1.6).n_edges == 0
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("dtype", [DOUBLE, SINGLE])
+@pytest.mark.parametrize(("family", "dtype"), [("gpt2", DOUBLE), ("llama", SINGLE)])
 def test_a_search_goes_on_from_any_decision(family: str, dtype: torch.dtype) -> None:
     run = run_of(family, dtype=dtype)
     circuit, decisions = watched(run, 0.05)
-    for done in sorted({0, 1, 2, 9, 10, 11, 12, 17, 40, len(decisions) - 1, len(decisions)}):
+    for done in (0, 1, 10, 11, 17, 40, len(decisions) - 1, len(decisions)):
         again: list[Decision] = []
         resumed = acdc.search(run, tau=0.05, decided=decisions[:done], watch=again.append)
         assert resumed.edges == circuit.edges, f"after {done} decisions"

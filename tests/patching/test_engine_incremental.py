@@ -45,7 +45,7 @@ steps = st.builds(
     seed=st.integers(0, 1000),
     chosen=st.integers(-1, 2),  # -1 looks without moving
 )
-walks = st.lists(steps, min_size=1, max_size=5)
+walks = st.lists(steps, min_size=3, max_size=6)
 densities = st.sampled_from([0.0, 0.1, 0.3, 0.7, 1.0])
 
 
