@@ -474,18 +474,19 @@ A small GPT-2 that does indirect object identification: after "When Mary and Joh
 a drink to" it says "Mary". It is here so that circuits can be searched for in seconds, without a download. It
 knows {record["d_vocab"]} words and nothing else.
 
-**Shape.** {recipe.n_layers} layers, {recipe.n_heads} heads each, width {recipe.d_model}, MLP width {recipe.d_mlp}, context {recipe.n_ctx},
-{record["parameters"]:,} parameters in float32, no dropout, tied embeddings. Word-level tokenizer: one token per word
-or punctuation mark, no token in front.
+**Shape.** {recipe.n_layers} layers, {recipe.n_heads} heads each, width {recipe.d_model}, MLP width {recipe.d_mlp},
+context {recipe.n_ctx}, {record["parameters"]:,} parameters in float32, no dropout, tied embeddings.
+Word-level tokenizer: one token per word or punctuation mark, no token in front.
 
-**Data.** {recipe.n_sentences:,} generated sentences, {record["corpus"]["tokens"]:,} tokens, seed {recipe.seed}. All use training pairs of
-names and training templates only (see `circuits/tasks/ioi.py`); those that are not plain IOI are there so that
-shortcuts fail (see `experiments/ioi_sentences.py`). No text by others. SHA-256 of the text, one sentence per line:
-`{record["corpus"]["sha256"]}`.
+**Data.** {recipe.n_sentences:,} generated sentences, {record["corpus"]["tokens"]:,} tokens, seed {recipe.seed}.
+All use training pairs of names and training templates only (see `circuits/tasks/ioi.py`); those that are not plain
+IOI are there so that shortcuts fail (see `experiments/ioi_sentences.py`). No text by others. SHA-256 of the text, one
+sentence per line: `{record["corpus"]["sha256"]}`.
 
-**Training.** Next-token prediction on all tokens; {recipe.steps:,} steps of {recipe.batch} sentences, AdamW, learning rate
-{recipe.learning_rate}, weight decay {recipe.weight_decay}; final loss {record["loss"]:.3f} nats per token. {record["seconds"]:.0f} s
-({record["cpu_seconds"]:.0f} s of CPU time) on {record["device"]}; {versions}.
+**Training.** Next-token prediction on all tokens; {recipe.steps:,} steps of {recipe.batch} sentences, AdamW,
+learning rate {recipe.learning_rate}, weight decay {recipe.weight_decay}.
+Final loss {record["loss"]:.3f} nats per token.
+{record["seconds"]:.0f} s ({record["cpu_seconds"]:.0f} s of CPU time) on {record["device"]}; {versions}.
 
 **Indirect object identification.** Accuracy: the indirect object (IO) has the highest logit of the whole
 vocabulary. The logit difference is IO - S, on clean prompts and on prompts with three other names.

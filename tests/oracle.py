@@ -7,7 +7,8 @@ groups, soft-caps, windows, norms of queries and keys) stays the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,93 +81,81 @@ class Oracle:
     @torch.no_grad()
     def run(self, tokens: Tensor, mask: Mapping[Edge, Any], replacement: Values) -> tuple[Tensor, Values]:
         """Logits and source values when edge e reads ``mask[e] * current + (1 - mask[e]) * replacement``."""
-        current: Values = {}
-        off: dict[Port, list[tuple[Node, Tensor]]] = {}
-        for edge, value in mask.items():
-            value = torch.as_tensor(value, dtype=torch.float64)
-            if bool((value != 1).any()):
-                off.setdefault(edge.reads, []).append((edge.source, (1 - value).reshape(-1, 1)))
-
-        def reads(port: Port, plain: Tensor) -> Tensor:
-            total = plain
-            for source, part in off.get(port, ()):
-                total = total + part.to(plain) * (replacement[source] - current[source])
-            return total
-
-        handles: list[Any] = []
-        residual: dict[str, Tensor] = {}
-
-        def before_block(layer: int):
-            def hook(_m: Any, args: Any, kwargs: Any) -> None:
-                residual["x"] = args[0] if args else kwargs["hidden_states"]
-                if layer == 0:
-                    current[INPUT] = residual["x"]
-
-            return hook
-
-        def projection(layer: int, letter: str):
-            block = self.bridge.blocks[layer]
-
-            def hook(_m: Any, _args: Any, output: Tensor) -> Tensor:
-                count = self.shape.n_heads if letter == "q" else self.shape.n_kv_heads
-                weight = getattr(block.attn, f"W_{letter.upper()}")
-                try:
-                    bias = getattr(block.attn, f"b_{letter.upper()}")
-                except AttributeError:
-                    bias = None
-                parts = []
-                for index in range(count):
-                    node = head(layer, index) if letter == "q" or not self.shape.grouped else kv(layer, index)
-                    x = block.ln1.original_component(reads(Port(node, letter), residual["x"]))  # type: ignore[arg-type]
-                    part = x @ weight[index]
-                    parts.append(part if bias is None else part + bias[index])
-                return torch.stack(parts, dim=2).reshape(output.shape)
-
-            return hook
-
-        def before_out(layer: int):
-            block = self.bridge.blocks[layer]
-
-            def hook(_m: Any, args: Any) -> None:
-                z = args[0].reshape(*args[0].shape[:2], self.shape.n_heads, -1)
-                written = torch.einsum("bphe,hed->hbpd", z, block.attn.W_O)
-                post = getattr(block, "ln1_post", None)
-                if post is not None:
-                    total = written.sum(0)
-                    normed = post.original_component(total)
-                    written = written * (normed / total).nan_to_num()  # 0 / 0 where all heads write nothing
-                for index in range(self.shape.n_heads):
-                    current[head(layer, index)] = written[index]
-
-            return hook
-
-        def before_mlp_norm(layer: int):
-            def hook(_m: Any, args: Any) -> Any:
-                return (reads(Port(mlp(layer)), args[0]), *args[1:])
-
-            return hook
-
-        def after_mlp(layer: int):
-            def hook(_m: Any, _args: Any, output: Any) -> None:
-                current[mlp(layer)] = output[0] if isinstance(output, tuple) else output
-
-            return hook
-
-        for layer, block in enumerate(self.bridge.blocks):
-            handles.append(block.register_forward_pre_hook(before_block(layer), with_kwargs=True))
-            for letter in "qkv":
-                handles.append(getattr(block.attn, letter).register_forward_hook(projection(layer, letter)))
-            handles.append(block.attn.o.register_forward_pre_hook(before_out(layer)))
-            if self.shape.has_mlp:
-                handles.append(block.ln2.register_forward_pre_hook(before_mlp_norm(layer)))
-                last = getattr(block, "ln2_post", None) or block.mlp
-                handles.append(last.register_forward_hook(after_mlp(layer)))
-        handles.append(
-            self.bridge.ln_final.register_forward_pre_hook(lambda _m, args: (reads(Port(LOGITS), args[0]), *args[1:]))
-        )
+        one = _Run(self, mask, replacement)
+        handles = [handle for layer in range(self.shape.n_layers) for handle in one.watch(layer)]
+        handles.append(self.bridge.ln_final.register_forward_pre_hook(one.reads_at(Port(LOGITS))))
         try:
             logits = self.bridge(tokens)
         finally:
             for handle in handles:
                 handle.remove()
-        return logits, current
+        return logits, one.current
+
+
+class _Run:
+    """One forward of the model: what has been written so far, and the hooks that read and write it."""
+
+    def __init__(self, oracle: Oracle, mask: Mapping[Edge, Any], replacement: Values) -> None:
+        self.bridge, self.shape, self.replacement = oracle.bridge, oracle.shape, replacement
+        self.current: Values = {}
+        self.residual = torch.empty(0)
+        self.off: dict[Port, list[tuple[Node, Tensor]]] = {}
+        for edge, value in mask.items():
+            lost = 1 - torch.as_tensor(value, dtype=torch.float64).reshape(-1, 1)  # for all positions, or for each
+            if bool(lost.any()):
+                self.off.setdefault(edge.reads, []).append((edge.source, lost))
+
+    def reads(self, port: Port, plain: Tensor) -> Tensor:
+        """What a port reads in place of the plain residual."""
+        for source, lost in self.off.get(port, ()):
+            plain = plain + lost.to(plain) * (self.replacement[source] - self.current[source])
+        return plain
+
+    def reads_at(self, port: Port) -> Callable[..., Any]:
+        """A hook before a norm that only this port reads through."""
+        return lambda _module, args: (self.reads(port, args[0]), *args[1:])
+
+    def watch(self, layer: int) -> Iterator[Any]:
+        """All hooks of a layer."""
+        block = self.bridge.blocks[layer]
+        yield block.register_forward_pre_hook(self.enters, with_kwargs=True)
+        for letter in "qkv":
+            yield getattr(block.attn, letter).register_forward_hook(partial(self.projects, layer, letter))
+        yield block.attn.o.register_forward_pre_hook(partial(self.heads_write, layer))
+        if self.shape.has_mlp:
+            yield block.ln2.register_forward_pre_hook(self.reads_at(Port(mlp(layer))))
+            last = getattr(block, "ln2_post", None) or block.mlp
+            yield last.register_forward_hook(partial(self.mlp_writes, layer))
+
+    def enters(self, _module: Any, args: Any, kwargs: Any) -> None:
+        """The residual in front of a block."""
+        self.residual = args[0] if args else kwargs["hidden_states"]
+        self.current.setdefault(INPUT, self.residual)
+
+    def projects(self, layer: int, letter: Any, _module: Any, _args: Any, output: Tensor) -> Tensor:
+        """Queries, keys or values, each head's (or group's) from what its own port reads."""
+        block, heads = self.bridge.blocks[layer], letter == "q" or not self.shape.grouped
+        weight, bias = (getattr(block.attn, f"{kind}_{letter.upper()}", None) for kind in "Wb")
+        parts = []
+        for index, matrix in enumerate(weight):
+            node = head(layer, index) if heads else kv(layer, index)
+            part = block.ln1.original_component(self.reads(Port(node, letter), self.residual)) @ matrix
+            parts.append(part if bias is None else part + bias[index])
+        return torch.stack(parts, dim=2).reshape(output.shape)
+
+    def heads_write(self, layer: int, _module: Any, args: Any) -> None:
+        """What each head adds; behind a norm, its share of the normed sum."""
+        block = self.bridge.blocks[layer]
+        z = args[0].reshape(*args[0].shape[:2], self.shape.n_heads, -1)
+        written = torch.einsum("bphe,hed->hbpd", z, block.attn.W_O)
+        post = getattr(block, "ln1_post", None)
+        if post is not None:
+            total = written.sum(0)
+            share = post.original_component(total) / total
+            written = written * share.nan_to_num()  # 0 / 0 where all heads write nothing
+        for index in range(self.shape.n_heads):
+            self.current[head(layer, index)] = written[index]
+
+    def mlp_writes(self, layer: int, _module: Any, _args: Any, output: Any) -> None:
+        """What the MLP adds, after the norm behind it if there is one."""
+        self.current[mlp(layer)] = output[0] if isinstance(output, tuple) else output

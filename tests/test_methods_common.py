@@ -23,7 +23,9 @@ from tests.leftovers import traces
 
 OPTIONS: dict[str, dict[str, Any]] = {"acdc": {"tau": 0.05}}
 
-ROWS = [pytest.param(method, level, id=f"{name}-{level}") for name, method in METHODS.items() for level in method.levels]
+ROWS = [
+    pytest.param(method, level, id=f"{name}-{level}") for name, method in METHODS.items() for level in method.levels
+]
 each_row = pytest.mark.parametrize(("method", "level"), ROWS)
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -140,7 +142,7 @@ def test_refuses_runs_it_does_not_take(method: Method) -> None:
     run = run_of("edge")
     refused = [run.positions()] + [run.nodes()] * ("node" not in method.levels)
     for view in refused:
-        with pytest.raises(InvalidOption, match="expected a run over"):
+        with pytest.raises(InvalidOption, match=r"expected a run over"):
             ask(method, view)
 
 

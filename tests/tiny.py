@@ -13,7 +13,7 @@ from patching.lens import LensModel
 from patching.task import Task
 
 VOCAB, LENGTH = 50, 7
-SHAPE: dict[str, Any] = dict(num_hidden_layers=2, hidden_size=32, vocab_size=VOCAB, intermediate_size=48)
+SHAPE: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": VOCAB, "intermediate_size": 48}
 HEADS: dict[str, Any] = dict(num_attention_heads=4, num_key_value_heads=2, **SHAPE)
 
 CONFIGS: dict[str, Callable[[], Any]] = {
@@ -59,10 +59,10 @@ def native(*, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any)
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
-    config = dict(
-        d_model=32, d_head=8, n_layers=2, n_ctx=32, n_heads=4, d_vocab=VOCAB, attn_only=True, seed=seed,
-        act_fn="gelu", normalization_type="LN",
-    )  # fmt: skip
+    config = {
+        "d_model": 32, "d_head": 8, "n_layers": 2, "n_ctx": 32, "n_heads": 4, "d_vocab": VOCAB, "attn_only": True,
+        "seed": seed, "act_fn": "gelu", "normalization_type": "LN",
+    }  # fmt: skip
     bridge = TransformerBridge.boot_native(TransformerBridgeConfig(**(config | changes)), dtype=dtype).eval()
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
@@ -78,10 +78,10 @@ def model(family: str, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> 
     if family == "attention_only":
         return LensModel.wrap(native(dtype=dtype, seed=seed), name=family)
     if family == "native_llama":
-        changes = dict(
-            attn_only=False, gated_mlp=True, normalization_type="RMS", positional_embedding_type="rotary",
-            n_key_value_heads=2, d_mlp=48, act_fn="silu",
-        )  # fmt: skip
+        changes = {
+            "attn_only": False, "gated_mlp": True, "normalization_type": "RMS", "positional_embedding_type": "rotary",
+            "n_key_value_heads": 2, "d_mlp": 48, "act_fn": "silu",
+        }  # fmt: skip
         return LensModel.wrap(native(dtype=dtype, seed=seed, **changes), name=family)
     return LensModel.wrap(hugging_face(family, dtype=dtype, seed=seed), name=family)
 

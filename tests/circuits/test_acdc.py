@@ -55,7 +55,7 @@ def compare_at_ties(run: MaskedRun, tau: float, *, at_most: int = 1) -> None:
         compare(run, delta)
 
 
-# --- the same circuit, edge for edge ------------------------------------------------------------------------------------
+# --- the same circuit, edge for edge --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", ["logit_difference", "kl"])
@@ -64,7 +64,9 @@ def test_double_precision(family: str, metric: str) -> None:
     compare_at_ties(run_of(family, metric=metric), 0.03)
 
 
-@pytest.mark.parametrize(("family", "metric"), [("gpt_neox", "kl"), ("qwen3", "logit_difference"), ("attention_only", "kl")])
+@pytest.mark.parametrize(
+    ("family", "metric"), [("gpt_neox", "kl"), ("qwen3", "logit_difference"), ("attention_only", "kl")]
+)
 def test_single_precision(family: str, metric: str) -> None:
     compare_at_ties(run_of(family, dtype=SINGLE, metric=metric), 0.02)
 
@@ -147,7 +149,7 @@ def test_a_trained_model_at_many_taus(dtype: torch.dtype, metric: str) -> None:
         compare(run, tau, absolute=True)
 
 
-# --- what is decided, and how it is told --------------------------------------------------------------------------------
+# --- what is decided, and how it is told ----------------------------------------------------------------------------
 
 
 def watched(run: MaskedRun, tau: float, **options: object) -> tuple[Circuit, list[Decision]]:
@@ -173,7 +175,9 @@ def test_order_by_hand() -> None:
     _, decisions = watched(MaskedRun(toy.model(), toy.task()), 0.1)
     assert [str(decision.edge) for decision in decisions] == [
         "a0.h1->logits", "a0.h0->logits", "input->logits",
-        "input->a0.h1<v>", "input->a0.h0<v>", "input->a0.h1<k>", "input->a0.h0<k>", "input->a0.h1<q>", "input->a0.h0<q>",
+        "input->a0.h1<v>", "input->a0.h0<v>",
+        "input->a0.h1<k>", "input->a0.h0<k>",
+        "input->a0.h1<q>", "input->a0.h0<q>",
     ]  # fmt: skip
 
 
@@ -238,32 +242,36 @@ def test_a_search_can_be_interrupted_without_a_trace() -> None:
     assert acdc.search(run, tau=0.05, decided=decisions).edges == acdc.search(run, tau=0.05).edges
 
 
-# --- bad input ------------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tau", [-0.1, math.nan, math.inf, "0.1", None, [0.1]])
 def test_a_tau_that_is_no_threshold_is_refused(tau: object) -> None:
-    with pytest.raises(InvalidOption, match="tau to be a number of 0 or more, in the unit of logit_difference; got"):
+    with pytest.raises(InvalidOption, match=r"tau to be a number of 0 or more, in the unit of logit_difference; got"):
         acdc.search(MaskedRun(toy.model(), toy.task()), tau=tau)  # type: ignore[arg-type]
 
 
 def test_a_run_over_nodes_or_positions_is_refused() -> None:
     run = MaskedRun(toy.model(), toy.task())
     for view in (run.nodes(), run.positions(), run.nodes().positions()):
-        with pytest.raises(InvalidOption, match="run over edges"):
+        with pytest.raises(InvalidOption, match=r"run over edges"):
             acdc.search(view, tau=0.1)
 
 
 def test_decisions_of_another_model_are_refused() -> None:
     _, decisions = watched(run_of("gpt2"), 0.05)
-    with pytest.raises(InvalidOption, match="expected decision 0 to be about a0.h1->logits; got m1->logits.*start again"):
+    with pytest.raises(
+        InvalidOption, match=r"expected decision 0 to be about a0.h1->logits; got m1->logits.*start again"
+    ):
         acdc.search(MaskedRun(toy.model(), toy.task()), tau=0.05, decided=decisions)
 
 
 def test_a_metric_that_becomes_nan_is_named() -> None:
     """Fine on the clean run, undefined once the answer's logit falls."""
-    fragile = Metric("log of the difference", True, lambda p: (p.mean_logit(p.answers) - p.mean_logit(p.wrong_answers)).log())
-    with pytest.raises(NotFinite, match="finite log of the difference"):
+    fragile = Metric(
+        "log of the difference", True, lambda p: (p.mean_logit(p.answers) - p.mean_logit(p.wrong_answers)).log()
+    )
+    with pytest.raises(NotFinite, match=r"finite log of the difference"):
         acdc.search(MaskedRun(toy.model(), toy.task(), metric=fragile), tau=5.0)
 
 

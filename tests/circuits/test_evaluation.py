@@ -60,7 +60,8 @@ def test_kl_of_the_ablated_model_is_that_of_the_corrupt_prompts() -> None:
     run = MaskedRun(tiny.model("gpt2"), tiny.task(), metric="kl")
     rows = torch.arange(3)
     clean, corrupt = (
-        torch.log_softmax(run.model.logits(tokens)[rows, run.task.positions], -1) for tokens in (run.task.clean, run.task.corrupt)
+        torch.log_softmax(run.model.logits(tokens)[rows, run.task.positions], -1)
+        for tokens in (run.task.clean, run.task.corrupt)
     )
     expected = (clean.exp() * (clean - corrupt)).sum(-1).mean()
     report = evaluate(run, whole(run))
@@ -70,7 +71,9 @@ def test_kl_of_the_ablated_model_is_that_of_the_corrupt_prompts() -> None:
 
 def test_the_circuit_is_what_the_oracle_computes() -> None:
     run = MaskedRun(tiny.model("qwen2"), tiny.task())
-    circuit = circuit_of(run, "input->a0.kv1<v>", "a0.h2->m0", "m0->a1.kv0<k>", "m0->a1.h1<q>", "a1.h1->logits", "m0->logits")
+    circuit = circuit_of(
+        run, "input->a0.kv1<v>", "a0.h2->m0", "m0->a1.kv0<k>", "m0->a1.h1<q>", "a1.h1->logits", "m0->logits"
+    )
     oracle, mask = Oracle(run.model), run.mask_of(circuit)
     report = evaluate(run, circuit)
     for value, kept in ((report.circuit, mask), (report.complement, 1 - mask)):
@@ -123,7 +126,8 @@ def test_random_circuits_have_the_size_of_the_circuit() -> None:
 def test_prompts_do_not_depend_on_their_batch() -> None:
     circuit = circuit_of(MaskedRun(tiny.model("gpt2"), tiny.task()), "input->m0", "m0->logits")
     whole_batch, one_by_one = (
-        evaluate(MaskedRun(tiny.model("gpt2"), tiny.task(), memory=memory), circuit).to_dict() for memory in (1 << 27, 1)
+        evaluate(MaskedRun(tiny.model("gpt2"), tiny.task(), memory=memory), circuit).to_dict()
+        for memory in (1 << 27, 1)
     )
     assert whole_batch.pop("interval") == pytest.approx(one_by_one.pop("interval"))
     assert whole_batch == pytest.approx(one_by_one)
@@ -151,17 +155,17 @@ def test_nothing_is_left_behind() -> None:
     assert traces(model) == before
 
 
-# --- bad input ------------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------------------------
 
 
 def test_a_circuit_of_another_architecture_is_refused() -> None:
     circuit = Circuit(Architecture(n_layers=3, n_heads=2), (Edge.parse("input->logits"),))
-    with pytest.raises(InvalidMask, match="circuit of a model with 1 layers.*got one of 3 layers.*Load the model"):
+    with pytest.raises(InvalidMask, match=r"circuit of a model with 1 layers.*got one of 3 layers.*Load the model"):
         evaluate(MaskedRun(toy.model(), toy.task()), circuit)
 
 
 @pytest.mark.parametrize("options", [{"random_circuits": -1}, {"resamples": -5}])
 def test_negative_counts_are_refused(options: dict[str, int]) -> None:
     run = MaskedRun(toy.model(), toy.task())
-    with pytest.raises(InvalidOption, match="counts of 0 or more"):
+    with pytest.raises(InvalidOption, match=r"counts of 0 or more"):
         evaluate(run, circuit_of(run), **options)  # type: ignore[arg-type]

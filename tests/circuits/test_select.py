@@ -86,10 +86,10 @@ def test_none_and_all() -> None:
 
 @pytest.mark.parametrize("n", [-1, 10])
 def test_a_number_out_of_range_is_refused(n: int) -> None:
-    with pytest.raises(InvalidOption, match=f"n from 0 to 9, the number of edges; got {n}"):
+    with pytest.raises(InvalidOption, match=rf"n from 0 to 9, the number of edges; got {n}"):
         top_edges(atp.scores(MaskedRun(toy.model(), toy.task())), n=n)
 
 
 def test_scores_of_nodes_are_refused() -> None:
-    with pytest.raises(InvalidOption, match="scores of edges; got scores of nodes"):
+    with pytest.raises(InvalidOption, match=r"scores of edges; got scores of nodes"):
         top_edges(atp.scores(MaskedRun(toy.model(), toy.task()).nodes()), n=1)

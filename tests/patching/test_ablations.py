@@ -87,7 +87,9 @@ def test_runs_are_what_the_oracle_computes(family: str, name: str) -> None:
 
 def test_means_leave_out_the_first_token_where_it_marks_the_beginning() -> None:
     task = tiny.task(n=2)
-    marked = Task("bos", task.clean, task.corrupt, task.answers, task.wrong_answers, task.positions, starts_with_bos=True)
+    marked = Task(
+        "bos", task.clean, task.corrupt, task.answers, task.wrong_answers, task.positions, starts_with_bos=True
+    )
     weights = ablations.get("mean").weights(marked)
     assert weights.tolist() == [[0, 1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 0]]
     assert ablations.get("mean").weights(task).tolist() == [[1] * 7, [1] * 6 + [0]]
@@ -131,7 +133,7 @@ def test_resample_needs_two_of_each_length() -> None:
 
 def test_get_takes_an_ablation_or_its_name() -> None:
     assert ablations.get(ablations.zero) is ablations.get("zero")
-    with pytest.raises(InvalidOption, match="corrupt, zero, mean.*got 'noise'"):
+    with pytest.raises(InvalidOption, match=r"corrupt, zero, mean.*got 'noise'"):
         ablations.get("noise")
 
 

@@ -23,7 +23,7 @@ def run_of(family: str, *, prefix: int = 2, **options: object) -> MaskedRun:
     return MaskedRun(tiny.model(family), tiny.task(prefix=prefix), metric=EVERY_LOGIT, **options)  # type: ignore[arg-type]
 
 
-# --- identities -------------------------------------------------------------------------------------------------------
+# --- identities -----------------------------------------------------------------------------------------------------
 
 
 def test_scores_are_minus_the_mask_gradient(family: str) -> None:
@@ -40,7 +40,9 @@ def test_scores_are_minus_the_mask_gradient_for_any_ablation(name: str, ablation
         torch.testing.assert_close(atp.scores(view).values, -view.gradient(view.ones()), rtol=0, atol=SAME)
 
 
-@pytest.mark.parametrize("metric", ["logit_difference", "log_probability", "probability", "probability_difference", "loss"])
+@pytest.mark.parametrize(
+    "metric", ["logit_difference", "log_probability", "probability", "probability_difference", "loss"]
+)
 def test_scores_are_minus_the_mask_gradient_for_any_metric(metric: str) -> None:
     run = MaskedRun(tiny.model("qwen2"), tiny.task(), metric=metric)
     torch.testing.assert_close(atp.scores(run).values, -run.gradient(run.ones()), rtol=0, atol=SAME)
@@ -73,7 +75,7 @@ def test_small_changes_are_predicted_exactly(family: str) -> None:
     assert measured == pytest.approx(predicted, rel=1e-4, abs=1e-8)
 
 
-# --- linear models ----------------------------------------------------------------------------------------------------
+# --- linear models --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", [toy.model(), without_norm(uniform=True, layers=3)], ids=["toy", "three layers"])
@@ -102,7 +104,7 @@ def test_first_order_is_not_exact_in_general() -> None:
     assert float((atp.scores(run).values - exact.scores(run).values).abs().max()) > 0.1
 
 
-# --- TransformerLens's own --------------------------------------------------------------------------------------------
+# --- TransformerLens's own ------------------------------------------------------------------------------------------
 
 
 def own_model() -> LensModel:
@@ -159,7 +161,7 @@ def test_scores_are_those_of_transformer_lens(granularity: str) -> None:
         assert ours[unit] == pytest.approx(theirs[str(unit)], abs=1e-9), unit
 
 
-# --- the rest ---------------------------------------------------------------------------------------------------------
+# --- the rest -------------------------------------------------------------------------------------------------------
 
 
 def test_standard_errors_are_over_prompts() -> None:
@@ -196,12 +198,14 @@ def test_progress_counts_batches() -> None:
 
 def test_kl_is_refused() -> None:
     """Its gradient at the clean run is zero (P2.8), so all scores would be."""
-    with pytest.raises(InvalidOption, match="gradient at the clean run is not zero; kl is at its minimum.*logit_difference"):
+    with pytest.raises(
+        InvalidOption, match=r"gradient at the clean run is not zero; kl is at its minimum.*logit_difference"
+    ):
         atp.scores(MaskedRun(toy.model(), toy.task(), metric="kl"))
 
 
 def test_positions_are_refused() -> None:
-    with pytest.raises(InvalidOption, match="scores by position"):
+    with pytest.raises(InvalidOption, match=r"scores by position"):
         atp.scores(MaskedRun(toy.model(), toy.task()).positions())
 
 

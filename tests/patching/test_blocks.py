@@ -42,7 +42,9 @@ class TestNorm:
         x = numbers(2, 3, 6, shift=0.5)
         spread = x - x.mean(-1, keepdim=True) if centered else x
         scale = (spread.square().mean(-1, keepdim=True) + eps).sqrt()
-        expected = spread / scale * (1 if piece.weight is None else piece.weight) + (0 if piece.bias is None else piece.bias)
+        expected = spread / scale * (1 if piece.weight is None else piece.weight) + (
+            0 if piece.bias is None else piece.bias
+        )
         torch.testing.assert_close(piece(x), expected, rtol=0, atol=EXACT)
         torch.testing.assert_close(piece.scale(x), scale, rtol=0, atol=EXACT)
 
@@ -77,7 +79,7 @@ def test_per_head_is_every_head_s_own_matrix() -> None:
     torch.testing.assert_close(per_head(x[0], weight), torch.einsum("hbpd,hde->hbpe", x[0], weight), rtol=0, atol=EXACT)
 
 
-# --- rotary embeddings ------------------------------------------------------------------------------------------------
+# --- rotary embeddings ----------------------------------------------------------------------------------------------
 
 
 def turned(x: Tensor, first: Tensor, second: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +105,7 @@ def test_rope_turns_pairs_of_coordinates(adjacent: bool, width: int) -> None:
     torch.testing.assert_close(rope.at(some)(x[:, some]), expected[:, some], rtol=0, atol=EXACT)
 
 
-# --- attention --------------------------------------------------------------------------------------------------------
+# --- attention ------------------------------------------------------------------------------------------------------
 
 
 def attention(*, kv_heads: int = 4, softcap: float | None = None, post: Norm | None = None) -> Attention:
@@ -202,7 +204,7 @@ def test_context_of_some_queries() -> None:
     assert torch.equal(own.bias[1, 0], causal(5)[2])
 
 
-# --- MLP and readout --------------------------------------------------------------------------------------------------
+# --- MLP and readout ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -231,7 +233,7 @@ def test_readout_of_a_few_tokens_is_that_of_all(bias: Tensor | None, softcap: fl
         assert float(logits.abs().max()) < softcap
 
 
-# --- the whole --------------------------------------------------------------------------------------------------------
+# --- the whole ------------------------------------------------------------------------------------------------------
 
 
 def test_pieces_together_are_the_model(family: str) -> None:

@@ -161,7 +161,7 @@ def test_cursors_do_not_see_each_other() -> None:
     assert torch.equal(run(run.ones()), run.clean_metric)
 
 
-# --- what is not computed ---------------------------------------------------------------------------------------------
+# --- what is not computed -------------------------------------------------------------------------------------------
 
 
 class Counter:

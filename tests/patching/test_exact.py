@@ -98,7 +98,9 @@ def test_in_a_linear_model_effects_add_up() -> None:
 def test_an_edge_that_carries_no_change_has_no_effect() -> None:
     """Identical prompts: every effect is zero."""
     task = tiny.task()
-    run = MaskedRun(tiny.model("gpt2"), type(task)("same", task.clean, task.clean, task.answers, task.wrong_answers, task.positions))
+    run = MaskedRun(
+        tiny.model("gpt2"), type(task)("same", task.clean, task.clean, task.answers, task.wrong_answers, task.positions)
+    )
     assert float(exact.scores(run).importance.max()) < 1e-11
 
 
@@ -116,9 +118,9 @@ def test_only_some_units() -> None:
 
 def test_unknown_units_are_refused() -> None:
     run = MaskedRun(tiny.model("llama"), tiny.task())
-    with pytest.raises(UnknownEdge, match="keys and values are shared by a group of heads; use m0->a1.kv1<k>"):
+    with pytest.raises(UnknownEdge, match=r"keys and values are shared by a group of heads; use m0->a1.kv1<k>"):
         exact.scores(run, only=["m0->a1.h2<k>"])
-    with pytest.raises(UnknownNode, match="node that writes"):
+    with pytest.raises(UnknownNode, match=r"node that writes"):
         exact.scores(run.nodes(), only=["a9.h0"])
 
 

@@ -30,7 +30,7 @@ from tests.oracle import EVERY_LOGIT, at_answer, projected, tolerance
 GROUPED = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "native_llama"}
 
 
-# --- families ---------------------------------------------------------------------------------------------------------
+# --- families -------------------------------------------------------------------------------------------------------
 
 
 def test_architecture(family: str) -> None:
@@ -107,7 +107,7 @@ def test_the_model_runs_as_before_once_it_is_wrapped(family: str) -> None:
     assert torch.equal(model.logits(task.clean), before)
 
 
-# --- variants of the families -------------------------------------------------------------------------------------------
+# --- variants of the families ---------------------------------------------------------------------------------------
 
 ROPE = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 100.0,
         "original_max_position_embeddings": 8}  # fmt: skip
@@ -121,9 +121,10 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "llama with one key/value group": lambda: transformers.LlamaConfig(**(tiny.HEADS | {"num_key_value_heads": 1})),
     "llama with scaled rotations": lambda: transformers.LlamaConfig(rope_parameters=ROPE, **tiny.HEADS),
     "neox turned in full": lambda: transformers.GPTNeoXConfig(
-        num_attention_heads=4, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
-        **tiny.SHAPE),
-    "neox without biases": lambda: transformers.GPTNeoXConfig(num_attention_heads=4, attention_bias=False, **tiny.SHAPE),
+        num_attention_heads=4, **tiny.SHAPE,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}),
+    "neox without biases": lambda: transformers.GPTNeoXConfig(
+        num_attention_heads=4, attention_bias=False, **tiny.SHAPE),
     "qwen2 with a window": lambda: transformers.Qwen2Config(
         use_sliding_window=True, sliding_window=4, max_window_layers=1, **tiny.HEADS),
     "gemma2 without caps": lambda: transformers.Gemma2Config(
@@ -145,12 +146,12 @@ def randomised(config: Any, *, seed: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants_are_reproduced_or_refused(variant: str) -> None:
-    """On prompts longer than those of the self-check."""
+def test_variants_are_reproduced(variant: str) -> None:
+    """On prompts longer than those of the self-check; what TransformerLens cannot wrap is refused."""
     try:
         model = LensModel.wrap(randomised(VARIANTS[variant]()), name=variant)
-    except UnsupportedModel as refused:
-        assert re.search(r"off by|no piece|expected", str(refused))
+    except UnsupportedModel:
+        assert variant == "neox without biases"
         return
     task = tiny.task(length=20)
     run = MaskedRun(model, task, metric=EVERY_LOGIT)
@@ -164,7 +165,9 @@ PLAIN: dict[str, Any] = dict(num_attention_heads=4, **tiny.SHAPE)
 OTHERS: dict[str, Callable[[], Any]] = {
     "granite": lambda: transformers.GraniteConfig(residual_multiplier=0.5, num_key_value_heads=2, **PLAIN),
     "bloom": lambda: transformers.BloomConfig(n_layer=2, n_head=4, hidden_size=32, vocab_size=50),
-    "gptj": lambda: transformers.GPTJConfig(n_layer=2, n_head=4, n_embd=32, vocab_size=50, n_positions=32, rotary_dim=4),
+    "gptj": lambda: transformers.GPTJConfig(
+        n_layer=2, n_head=4, n_embd=32, vocab_size=50, n_positions=32, rotary_dim=4
+    ),
     "mixtral": lambda: transformers.MixtralConfig(num_key_value_heads=2, num_local_experts=2, **PLAIN),
     "olmo": lambda: transformers.OlmoConfig(**PLAIN),
     "olmo2": lambda: transformers.Olmo2Config(**PLAIN),
@@ -179,13 +182,13 @@ def test_other_families_pass_or_are_refused(name: str) -> None:
     """Never an AttributeError, never silently wrong."""
     try:
         model = LensModel.wrap(randomised(OTHERS[name]()), name=name)
-    except UnsupportedModel as refused:
-        assert len(str(refused)) > 40  # noqa: PT017
+    except UnsupportedModel:
+        assert name != "phi3"
     else:
         assert model.check() < TOLERANCES[torch.float64]
 
 
-# --- the self-check -----------------------------------------------------------------------------------------------------
+# --- the self-check -------------------------------------------------------------------------------------------------
 
 
 def times(factor: float) -> Callable[..., Any]:
@@ -215,7 +218,7 @@ def test_a_scaled_residual_is_refused_with_the_figure() -> None:
 def test_any_other_arithmetic_is_refused(part: str) -> None:
     bridge = LensModel.wrap(tiny.hugging_face("llama"), check=False).bridge
     handle = getattr(bridge.blocks[0], part).register_forward_hook(times(1.01))
-    with pytest.raises(UnsupportedModel, match="off by"):
+    with pytest.raises(UnsupportedModel, match=r"off by"):
         LensModel.wrap(bridge)
     handle.remove()
 
@@ -230,11 +233,10 @@ def test_an_activation_that_becomes_nan_is_refused() -> None:
 
 def test_a_model_that_is_no_decoder_is_refused() -> None:
     with pytest.raises(UnsupportedModel):
-        LensModel.wrap(transformers.BertModel(transformers.BertConfig(
-            num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=20)))  # fmt: skip
+        LensModel.wrap(transformers.BertModel(transformers.BertConfig(**PLAIN)))
 
 
-# --- wrapping -------------------------------------------------------------------------------------------------------------
+# --- wrapping -------------------------------------------------------------------------------------------------------
 
 
 def test_a_bridge_is_used_as_it_is() -> None:
@@ -255,7 +257,7 @@ def test_a_model_in_training_mode_is_run_without_dropout() -> None:
 
 
 def test_prompts_longer_than_the_context_are_refused() -> None:
-    with pytest.raises(ValueError, match="at most 32 tokens, the context of gpt2; got 33"):
+    with pytest.raises(ValueError, match=r"at most 32 tokens, the context of gpt2; got 33"):
         tiny.model("gpt2").contexts(33)
 
 
@@ -268,7 +270,7 @@ def test_contexts_are_those_of_the_length() -> None:
         assert torch.equal(seen, expected)
 
 
-# --- files ----------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +394,7 @@ def test_a_pickle_beside_safetensors_is_not_opened(copy: Path) -> None:
 
 def test_a_folder_without_weights_is_refused(copy: Path) -> None:
     weights(copy).unlink()
-    with pytest.raises(InvalidWeights, match="found none"):
+    with pytest.raises(InvalidWeights, match=r"found none"):
         LensModel.load(copy)
 
 
@@ -405,7 +407,9 @@ def test_a_shard_that_is_missing_is_refused(copy: Path) -> None:
         LensModel.load(copy)
 
 
-@pytest.mark.parametrize("config", ["", "{", "[]", '{"model_type": "no-such-thing"}', '{"model_type": "gpt2", "n_layer": "two"}'])
+@pytest.mark.parametrize(
+    "config", ["", "{", "[]", '{"model_type": "no-such-thing"}', '{"model_type": "gpt2", "n_layer": "two"}']
+)
 def test_a_config_that_makes_no_model_is_refused(copy: Path, config: str) -> None:
     (copy / "config.json").write_text(config)
     with pytest.raises(WiretraceError):
@@ -418,25 +422,27 @@ def test_a_folder_without_config_is_refused(copy: Path) -> None:
         LensModel.load(copy)
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "~/no-such-folder-at-all", "a/b/c", "weights.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["./nowhere", "/no/such/folder", "~/no-such-folder-at-all", "a/b/c", "weights.safetensors"]
+)
 def test_a_folder_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(ModelNotFound, match=r"directory with config\.json.*not there"):
         LensModel.load(name)
 
 
 def test_a_file_is_not_a_folder(saved: Path) -> None:
-    with pytest.raises(ModelNotFound, match="is a file"):
+    with pytest.raises(ModelNotFound, match=r"is a file"):
         LensModel.load(saved / "model.safetensors")
 
 
 def test_a_model_that_does_not_ship_is_refused() -> None:
-    with pytest.raises(ModelNotFound, match="zoo:atlantis"):
+    with pytest.raises(ModelNotFound, match=r"zoo:atlantis"):
         LensModel.load("zoo:atlantis")
     with pytest.raises(ModelNotFound):
         LensModel.load("zoo:../patching")
 
 
-# --- the hub, which these tests never reach -------------------------------------------------------------------------------
+# --- the hub, which these tests never reach -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -449,7 +455,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_hub_name_offline_is_refused_at_once() -> None:
     start = time.perf_counter()
-    with pytest.raises(ModelNotFound, match="'gpt2' is neither a local directory.*HF_HUB_OFFLINE is set"):
+    with pytest.raises(ModelNotFound, match=r"'gpt2' is neither a local directory.*HF_HUB_OFFLINE is set"):
         LensModel.load("gpt2")
     assert time.perf_counter() - start < 2
 
@@ -458,7 +464,7 @@ def test_a_hub_name_offline_is_refused_at_once() -> None:
 def test_a_hub_that_does_not_answer_is_given_up_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://192.0.2.1")  # reserved: nobody is there
     start = time.perf_counter()
-    with pytest.raises(ModelNotFound, match="hub cannot be reached.*give that folder"):
+    with pytest.raises(ModelNotFound, match=r"hub cannot be reached.*give that folder"):
         LensModel.load("someone/something")
     assert time.perf_counter() - start < 2.5
 
@@ -469,11 +475,11 @@ def test_a_network_without_names_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_names)
-    with pytest.raises(ModelNotFound, match="Temporary failure in name resolution"):
+    with pytest.raises(ModelNotFound, match=r"Temporary failure in name resolution"):
         LensModel.load("gpt2")
 
 
-# --- the zoo --------------------------------------------------------------------------------------------------------------
+# --- the zoo --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif("zoo:ioi" not in lens.zoo_names(), reason="zoo:ioi is not there yet")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphs.components import Architecture
 from graphs.circuit import Circuit
+from graphs.components import Architecture
 from graphs.nodes import Edge
 from patching import toy
 from patching.errors import InvalidMask, InvalidOption, InvalidTask, NotFinite
@@ -93,7 +93,9 @@ def test_random_masks_are_what_the_oracle_computes(family: str) -> None:
 def test_many_random_masks_are_what_the_oracle_computes(family: str) -> None:
     for prefix in (0, 1, 5):
         run = run_of(family, prefix=prefix)
-        check_against_oracle(run, [mask for seed in range(12) for mask in some_masks(run, seed=seed, densities=DENSITIES)], family)
+        check_against_oracle(
+            run, [mask for seed in range(12) for mask in some_masks(run, seed=seed, densities=DENSITIES)], family
+        )
 
 
 def test_masks_by_position_are_what_the_oracle_computes(family: str) -> None:
@@ -247,15 +249,13 @@ def test_gradients_of_several_masks_are_those_of_each() -> None:
         torch.testing.assert_close(run.gradient(mask), gradient, rtol=0, atol=SAME)
 
 
-# --- nothing depends on how the work is divided -----------------------------------------------------------------------
+# --- nothing depends on how the work is divided ---------------------------------------------------------------------
 
 
 def test_chunks_change_nothing(family: str) -> None:
     """One prompt and one mask at a time, against all at once."""
     task = tiny.task(n=2, prefix=2)
-    whole, chunked = (
-        MaskedRun(tiny.model(family), task, metric=EVERY_LOGIT, memory=memory) for memory in (1 << 27, 1)
-    )
+    whole, chunked = (MaskedRun(tiny.model(family), task, metric=EVERY_LOGIT, memory=memory) for memory in (1 << 27, 1))
     assert (len(whole.batches), len(chunked.batches)) == (1, 2)
     assert whole.samples_that_fit > 1
     assert chunked.samples_that_fit == 1
@@ -333,7 +333,9 @@ def test_the_ends_are_exact(family: str) -> None:
 
 def test_identical_prompts_cannot_be_told_apart(family: str) -> None:
     task = tiny.task()
-    run = MaskedRun(tiny.model(family), Task("same", task.clean, task.clean, task.answers, task.wrong_answers, task.positions))
+    run = MaskedRun(
+        tiny.model(family), Task("same", task.clean, task.clean, task.answers, task.wrong_answers, task.positions)
+    )
     for mask in some_masks(run, seed=20):
         torch.testing.assert_close(run(mask), run.clean_metric, rtol=0, atol=1e-9)
 
@@ -370,7 +372,7 @@ def test_nothing_is_left_when_something_fails() -> None:
     before = traces(model)
     with pytest.raises(NotFinite):
         MaskedRun(model, tiny.task(), metric=Metric("bad", True, lambda p: p.logits[..., 0] * torch.nan))
-    with pytest.raises(RuntimeError, match="stop here"):
+    with pytest.raises(RuntimeError, match=r"stop here"):
         MaskedRun(model, tiny.task(), metric=Metric("worse", True, _stop))
     assert traces(model) == before
 
@@ -399,7 +401,9 @@ def test_mask_of_a_circuit_keeps_its_edges() -> None:
     run = MaskedRun(toy.model(), toy.task())
     circuit = Circuit(run.graph.architecture, (Edge.parse("a0.h1->logits"), Edge.parse("input->a0.h1<v>")))
     mask = run.nodes().mask_of(circuit)  # over edges, whatever the view
-    assert {str(edge) for edge, kept in zip(run.units, mask.tolist(), strict=True) if kept} == set(map(str, circuit.edges))
+    assert {str(edge) for edge, kept in zip(run.units, mask.tolist(), strict=True) if kept} == set(
+        map(str, circuit.edges)
+    )
 
 
 def test_damage_is_what_the_circuit_lost() -> None:
@@ -420,8 +424,8 @@ def test_damage_keeps_the_sample_axis() -> None:
 def test_provenance_says_how_it_came_about() -> None:
     run = MaskedRun(toy.model(), toy.task(), ablation="mean", metric="loss")
     found = run.provenance("acdc", {"tau": 0.1})
-    expected = {"method": "acdc", "options": {"tau": 0.1}, "model": "toy", "task": "toy", "prompts": 4, "ablation": "mean",
-                "metric": "loss", "dtype": "float64"}  # fmt: skip
+    expected = {"method": "acdc", "options": {"tau": 0.1}, "model": "toy", "task": "toy", "prompts": 4,
+                "ablation": "mean", "metric": "loss", "dtype": "float64"}  # fmt: skip
     assert found.items() >= expected.items()
 
 
@@ -455,13 +459,13 @@ def test_a_mask_that_is_not_finite_is_refused(run: MaskedRun, value: float) -> N
     mask = run.ones()
     mask[3] = value
     for ask in (run, run.gradient, run.cursor, lambda masks: run.cursor().look(masks[None])):
-        with pytest.raises(InvalidMask, match="finite"):
+        with pytest.raises(InvalidMask, match=r"finite"):
             ask(mask)
 
 
 def test_a_circuit_of_another_architecture_is_refused(run: MaskedRun) -> None:
     circuit = Circuit(Architecture(n_layers=2, n_heads=2), (Edge.parse("input->logits"),))
-    with pytest.raises(InvalidMask, match="2 layers.*Load the model"):
+    with pytest.raises(InvalidMask, match=r"2 layers.*Load the model"):
         run.mask_of(circuit)
 
 
@@ -485,9 +489,9 @@ def _remember(store: list[Tensor], value: Tensor) -> Tensor:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(InvalidOption, match="mean-positional.*'medium'"):
+    with pytest.raises(InvalidOption, match=r"mean-positional.*'medium'"):
         MaskedRun(toy.model(), toy.task(), ablation="medium")
-    with pytest.raises(InvalidOption, match="logit_difference.*'accuracy'"):
+    with pytest.raises(InvalidOption, match=r"logit_difference.*'accuracy'"):
         MaskedRun(toy.model(), toy.task(), metric="accuracy")
 
 
@@ -500,13 +504,13 @@ def _task(**changes: Tensor) -> Task:
 def test_tokens_out_of_the_vocabulary_are_refused(part: str) -> None:
     tokens = getattr(toy.task(), part).clone()
     tokens[1, 0] = 4
-    with pytest.raises(InvalidTask, match="below 4, the vocabulary of toy; got 4.*tokenizer"):
+    with pytest.raises(InvalidTask, match=r"below 4, the vocabulary of toy; got 4.*tokenizer"):
         MaskedRun(toy.model(), _task(**{part: tokens}))
 
 
 def test_prompts_longer_than_the_context_are_refused() -> None:
     long = torch.zeros(4, 5, dtype=torch.long)
-    with pytest.raises(InvalidTask, match="at most 4 tokens, the context of toy; got 5"):
+    with pytest.raises(InvalidTask, match=r"at most 4 tokens, the context of toy; got 5"):
         MaskedRun(toy.model(), _task(clean=long, corrupt=long))
 
 

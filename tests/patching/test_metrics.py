@@ -113,5 +113,5 @@ def test_bounds_hold_under_any_mask(name: str) -> None:
 
 def test_get_takes_a_metric_or_its_name() -> None:
     assert metrics.get(METRICS["kl"]) is metrics.get("kl")
-    with pytest.raises(InvalidOption, match="logit_difference, .*kl; got 'KL'"):
+    with pytest.raises(InvalidOption, match=r"logit_difference, .*kl; got 'KL'"):
         metrics.get("KL")

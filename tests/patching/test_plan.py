@@ -23,8 +23,12 @@ architectures = st.builds(
     lambda layers, groups, share, has_mlp, parallel: Architecture(
         n_layers=layers, n_heads=groups * share, n_kv_heads=groups, has_mlp=has_mlp, parallel=parallel and has_mlp
     ),
-    layers=st.integers(1, 3), groups=st.integers(1, 2), share=st.integers(1, 2), has_mlp=st.booleans(), parallel=st.booleans(),
-)  # fmt: skip
+    layers=st.integers(1, 3),
+    groups=st.integers(1, 2),
+    share=st.integers(1, 2),
+    has_mlp=st.booleans(),
+    parallel=st.booleans(),
+)
 
 
 def random_edges(graph: ComponentGraph, *, seed: int, density: float) -> np.ndarray:
@@ -63,7 +67,12 @@ def planner(shape: Architecture, *, joined: bool = False) -> Planner:
 
 
 @settings(max_examples=60)
-@given(shape=architectures, joined=st.booleans(), seed=st.integers(0, 10_000), density=st.sampled_from([0.1, 0.3, 0.6, 1.0]))
+@given(
+    shape=architectures,
+    joined=st.booleans(),
+    seed=st.integers(0, 10_000),
+    density=st.sampled_from([0.1, 0.3, 0.6, 1.0]),
+)
 def test_need_is_what_reaches_the_logits(shape: Architecture, joined: bool, seed: int, density: float) -> None:
     graph = ComponentGraph(shape)
     on = random_edges(graph, seed=seed, density=density)
@@ -139,7 +148,15 @@ def test_a_chain_of_queries_is_needed_at_the_answer_only() -> None:
     on = entries(graph, "a1.h0->logits", "m0->a1.h0<q>", "a0.h1->m0", "a0.h0->a1.h0<k>")
     sources, _ = planner(SMALL).needs(on)
     need = dict(zip(map(str, graph.sources), sources.tolist(), strict=True))
-    assert need == {"input": NONE, "a0.h0": FULL, "a0.h1": ANSWER, "m0": ANSWER, "a1.h0": ANSWER, "a1.h1": NONE, "m1": NONE}
+    assert need == {
+        "input": NONE,
+        "a0.h0": FULL,
+        "a0.h1": ANSWER,
+        "m0": ANSWER,
+        "a1.h0": ANSWER,
+        "a1.h1": NONE,
+        "m1": NONE,
+    }
 
 
 @pytest.mark.parametrize("shape", [SMALL, Architecture(2, 4, n_kv_heads=2), Architecture(1, 2, has_mlp=False)])

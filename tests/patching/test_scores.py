@@ -50,7 +50,7 @@ def test_ranking_is_by_size_and_ties_keep_their_order() -> None:
 
 @pytest.mark.parametrize("n", [-1, 5])
 def test_top_of_more_than_there_is_is_refused(n: int) -> None:
-    with pytest.raises(InvalidOption, match=f"n from 0 to 4, the number of nodes; got {n}"):
+    with pytest.raises(InvalidOption, match=rf"n from 0 to 4, the number of nodes; got {n}"):
         of_nodes(1, 2, 3, 4).top(n)
 
 
@@ -83,7 +83,7 @@ def test_comparison_of_constants_is_undefined_not_wrong() -> None:
 
 
 def test_comparison_of_other_units_is_refused() -> None:
-    with pytest.raises(InvalidOption, match="got 4 nodes and 13 edges"):
+    with pytest.raises(InvalidOption, match=r"got 4 nodes and 13 edges"):
         of_nodes(1, 2, 3, 4).compare(of_edges())
 
 
@@ -109,23 +109,28 @@ def test_unknown_nodes_are_refused(name: str, error: type[WiretraceError]) -> No
 
 
 def test_unknown_edges_are_refused_with_what_exists() -> None:
-    with pytest.raises(UnknownEdge, match="a0.h0 to a0.h1"):
+    with pytest.raises(UnknownEdge, match=r"a0.h0 to a0.h1"):
         of_edges()["a0.h9->m0"]
-    with pytest.raises(UnknownEdge, match="reads only what is written before it"):
+    with pytest.raises(UnknownEdge, match=r"reads only what is written before it"):
         of_edges()["m0->a0.h0<q>"]
-    with pytest.raises(UnknownEdge, match="scores of edges, such as m0->logits; got a0.h0"):
+    with pytest.raises(UnknownEdge, match=r"scores of edges, such as m0->logits; got a0.h0"):
         of_edges()[Node.parse("a0.h0")]
-    with pytest.raises(UnknownNode, match="node that writes"):
+    with pytest.raises(UnknownNode, match=r"node that writes"):
         of_nodes(1, 2, 3, 4)[Edge.parse("m0->logits")]
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_holds_everything(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     scores = of_nodes(
-        0.1, -2.0, 1e-300, 3.0, standard_error=torch.rand(4, dtype=torch.float64), provenance={"method": "atp", "options": {}}
+        0.1,
+        -2.0,
+        1e-300,
+        3.0,
+        standard_error=torch.rand(4, dtype=torch.float64),
+        provenance={"method": "atp", "options": {}},
     )
     scores.save(path)
     again = Scores.load(path)
@@ -137,7 +142,7 @@ def test_a_file_holds_everything(tmp_path: Path) -> None:
 
 def test_nan_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
-    with pytest.raises(ValueError, match="JSON compliant|finite"):
+    with pytest.raises(ValueError, match=r"JSON compliant|finite"):
         of_nodes(1.0, math.nan, 2.0, 3.0).save(path)
     assert list(tmp_path.iterdir()) == []
 
@@ -163,7 +168,7 @@ def test_files_that_do_not_hold_together_are_refused(tmp_path: Path) -> None:
     ]
     for text in damaged:
         path.write_text(text)
-        with pytest.raises(InvalidOption, match="wiretrace-scores/1"):
+        with pytest.raises(InvalidOption, match=r"wiretrace-scores/1"):
             Scores.load(path)
     with pytest.raises(InvalidOption, match=r"missing\.json"):
         Scores.load(tmp_path / "missing.json")

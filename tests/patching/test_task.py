@@ -21,19 +21,21 @@ WORDS = ("[BOS]", "Mary", "John", "Ann", "gave", "milk", "to", "ran", "un", "hap
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word is a token; "unhappy" is unknown and so is not one."""
-    backend = Tokenizer(models.WordPiece({word: n for n, word in enumerate((*WORDS, "##happy", "[UNK]"))}, unk_token="[UNK]"))
+    backend = Tokenizer(
+        models.WordPiece({word: n for n, word in enumerate((*WORDS, "##happy", "[UNK]"))}, unk_token="[UNK]")
+    )
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="[BOS]")
 
 
 def prompts(tokenizer: Any, **changes: Any) -> Task:
-    parts: dict[str, Any] = dict(
-        name="who",
-        clean=["Mary John gave milk to", "John ran to"],
-        corrupt=["John Mary gave milk to", "Ann ran to"],
-        answers=["Mary", ["John", "Mary"]],
-        wrong_answers=["John", "Ann"],
-    )
+    parts: dict[str, Any] = {
+        "name": "who",
+        "clean": ["Mary John gave milk to", "John ran to"],
+        "corrupt": ["John Mary gave milk to", "Ann ran to"],
+        "answers": ["Mary", ["John", "Mary"]],
+        "wrong_answers": ["John", "Ann"],
+    }
     return Task.from_prompts(tokenizer, **(parts | changes))
 
 
@@ -93,7 +95,12 @@ def test_pairs_of_different_length_are_named(tokenizer: Any) -> None:
 def test_many_pairs_of_different_length_are_not_all_listed(tokenizer: Any) -> None:
     with pytest.raises(InvalidTask, match=r"\[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\] … differ"):
         Task.from_prompts(
-            tokenizer, name="long", clean=["ran"] * 12, corrupt=["ran to"] * 12, answers=["milk"] * 12, wrong_answers=["to"] * 12
+            tokenizer,
+            name="long",
+            clean=["ran"] * 12,
+            corrupt=["ran to"] * 12,
+            answers=["milk"] * 12,
+            wrong_answers=["to"] * 12,
         )
 
 
@@ -112,9 +119,9 @@ def test_an_answer_that_is_also_wrong_is_refused(tokenizer: Any) -> None:
 
 
 def test_a_list_that_is_too_short_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(InvalidTask, match="as many of each and at least one.*'answers': 1"):
+    with pytest.raises(InvalidTask, match=r"as many of each and at least one.*'answers': 1"):
         prompts(tokenizer, answers=["Mary"])
-    with pytest.raises(InvalidTask, match="at least one"):
+    with pytest.raises(InvalidTask, match=r"at least one"):
         prompts(tokenizer, clean=[], corrupt=[], answers=[], wrong_answers=[])
 
 
@@ -124,13 +131,13 @@ def test_an_empty_prompt_is_refused(tokenizer: Any) -> None:
 
 
 def test_a_missing_tokenizer_is_refused() -> None:
-    with pytest.raises(InvalidTask, match="expected a tokenizer; this model has none"):
+    with pytest.raises(InvalidTask, match=r"expected a tokenizer; this model has none"):
         prompts(None)
 
 
 def test_a_missing_bos_token_is_refused(tokenizer: Any) -> None:
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
-    with pytest.raises(InvalidTask, match="BOS token for prepend_bos=True"):
+    with pytest.raises(InvalidTask, match=r"BOS token for prepend_bos=True"):
         prompts(bare, prepend_bos=True)
 
 
