@@ -34,7 +34,7 @@ of this over tokens × d_model²."""
 AUDIT_EVERY = 256
 BAND = 24
 """Machine epsilons of the metric within which a decision is taken again; 8 were the most ever seen to matter."""
-HABIT_RATE = 0.4
+HABIT_RATE, STRETCH_RATE = 0.4, 0.5
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class _Walk:
         self.deltas: dict[int, float] = {}
         self.decided = 0
         self.longest = self._longest_chain()
-        self.chain = 2
+        self.chain, self.stretch = 2, 2.0
         self.source_of: list[int] = run.edge_sources.tolist()
         self.habit = [0.0] * len(run.graph.sources)  # how often edges of each source stayed of late
         self.evaluated = 0
@@ -233,7 +233,9 @@ class _Walk:
         if removed is not None:
             self.mask = masks[removed].clone()
             self.cursor.move(removed)
-        self.chain = min(self.longest, 2 * self.chain) if decided == len(chain) else max(2, decided)
+        stretch = 2 * decided if decided == len(chain) else decided  # a chain without a surprise could have been longer
+        self.stretch += STRETCH_RATE * (stretch - self.stretch)
+        self.chain = max(2, min(self.longest, round(self.stretch)))
         return decided
 
     def _delta(self, damage: float, mask: Tensor) -> float:

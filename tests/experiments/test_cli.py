@@ -28,7 +28,7 @@ def read(path: Path) -> dict:
 def test_the_demo_finds_a_circuit_of_the_model_that_ships(wiretrace, monkeypatch, tmp_path):
     """As `make demo`, with fewer prompts and a larger tau."""
     monkeypatch.chdir(tmp_path)
-    result = wiretrace("discover", "ioi", "--tau", 0.5, "--prompts", 8, "--held-out", 16)
+    result = wiretrace("discover", "ioi", "--tau", 0.1, "--prompts", 16, "--held-out", 32)
     assert result.exit_code == 0, result.stderr
     found = read(tmp_path / "runs" / "ioi" / "report.json")["evaluation"]
     assert found["n_edges"] < 0.2 * found["n_possible"]
