@@ -5,16 +5,18 @@
 3. A receiver whose node no longer feeds anything loses its incoming edges unevaluated.
 
 The circuit is, edge for edge, that of the plain sequential loop, however candidates are batched. Candidates are
-evaluated in chains along the expected decisions (an edge should fare as the last ones of the same sender did):
-"without the first", "without the first two", …; decisions are read up to the first surprise, so only values that the
-sequential loop would compute are used, and expectations matter for speed alone. Rounding differs between batched and
-unbatched arithmetic, so any decision closer to tau than a guard band is taken again on the canonical, unbatched run;
-so is every 256th, which measures the rounding and widens the band where needed.
+evaluated in chains along the expected decisions: "without the first", "without the first two", …; decisions are read
+up to the first surprise, so only values that the sequential loop would compute are used, and expectations matter for
+speed alone. They come from the gradient at the current mask (taken once for all ports that are read together), from
+what the unread rest of a chain measured, and from how edges of the same sender fared of late. Rounding differs between
+batched and unbatched arithmetic, so any decision closer to tau than a guard band is taken again on the canonical,
+unbatched run; so is every 256th, which measures the rounding and widens the band where needed.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,14 +29,16 @@ from patching.errors import InvalidOption
 from patching.masked import Cursor, MaskedRun
 from patching.progress import Progress, silent
 
-LONGEST_CHAIN = 16
-CHAIN_WORK = 2e8
+LONGEST_CHAIN = 32
+CHAIN_WORK = 4e8
 """A chain saves Python per look and wastes samples after a surprise; on a CPU the best length was found near the root
 of this over tokens × d_model²."""
 AUDIT_EVERY = 256
 BAND = 24
 """Machine epsilons of the metric within which a decision is taken again; 8 were the most ever seen to matter."""
-HABIT_RATE, STRETCH_RATE = 0.4, 0.5
+DOUBT = 2.0
+"""Estimates within this factor of tau are not trusted to continue a chain."""
+HABIT_RATE, MISS_RATE, STRETCH_RATE = 0.4, 0.1, 0.25
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,8 @@ def search(
         raise InvalidOption("expected a run over edges; use run.edges().")
     walk = _Walk(run, tau, absolute, watch, progress)
     walk.replay(decided)
-    for target in reversed(range(len(run.graph.targets))):
-        walk.receiver(target)
+    for stage in reversed(range(len(run.planner.stages))):
+        walk.stage(stage)
     return walk.circuit()
 
 
@@ -126,15 +130,24 @@ class _Walk:
         self.deltas: dict[int, float] = {}
         self.decided = 0
         self.longest = self._longest_chain()
-        self.chain, self.stretch = 2, 2.0
+        self.chain, self.stretch = self.longest, float(self.longest)
         self.source_of: list[int] = run.edge_sources.tolist()
+        self.undecided: deque[int] = deque()  # edges into the ports at hand, in order
+        self.dead: set[int] = set()  # those whose port feeds nothing any more
+        self.estimates: list[float] = []  # what the delta of each edge should be, to first order
+        self.measured: set[int] = set()  # edges of which the estimate was measured at nearly the present mask
         self.habit = [0.0] * len(run.graph.sources)  # how often edges of each source stayed of late
+        self.misses = [0.0, 0.0]  # how often estimates and habits were wrong of late
         self.evaluated = 0
         self.rounding = 0.0
         self.guard = self._band()
 
     def _damage(self, values: Tensor) -> float:
         return float(self.run.damage(values))
+
+    def _rise(self, delta: float) -> float:
+        """What is compared with tau."""
+        return abs(delta) if self.absolute else delta
 
     def _canonical(self, mask: Tensor) -> float:
         return self._damage(self.run(mask))
@@ -186,57 +199,100 @@ class _Walk:
         sources = self.run.edge_sources
         return any(bool(self.mask[sources == column].any()) for column in columns)
 
-    def receiver(self, target: int) -> None:
-        """Decide on all edges into one port."""
-        edges = self._incoming(target)
-        done_before = self.decided - (self.run.n_units - sum(self.run.graph.n_visible[: target + 1]))
-        edges = edges[max(0, done_before) :]
-        if not edges:
-            return
-        if not self._alive(self.run.graph.targets[target]):
-            for number in edges:
-                self.mask[number] = 0.0
-                self._report(number, kept=False, delta=None)
-            return
-        while edges:
-            edges = edges[self._decide(edges) :]
+    def stage(self, number: int) -> None:
+        """Decide on all edges into the ports that are read together.
 
-    def _decide(self, edges: list[int]) -> int:
-        """Evaluate a chain along the expected decisions and read it up to the first surprise; how many were decided.
+        None of these ports feeds another, so which of them are alive is known at the start.
+        """
+        targets = self.run.planner.stages[number].targets
+        edges = {target: self._incoming(target) for target in reversed(range(targets.start, targets.stop))}
+        done = self.decided - (self.run.n_units - sum(self.run.graph.n_visible[: targets.stop]))
+        self.undecided = deque([edge for some in edges.values() for edge in some][max(0, done) :])
+        dead = [target for target in edges if not self._alive(self.run.graph.targets[target])]
+        self.dead = {edge for target in dead for edge in edges[target]}
+        self.measured.clear()
+        if not self.dead.issuperset(self.undecided):
+            sign = 1.0 if self.run.metric.higher_is_better else -1.0
+            self.estimates = (sign * self.cursor.slopes(number)).tolist()
+        while self.undecided:
+            self._decide()
+
+    def _expects(self, edge: int) -> tuple[bool, bool]:
+        """Whether an edge should stay by its estimate, and by habit."""
+        return self._rise(self.estimates[edge]) >= self.tau, self.habit[self.source_of[edge]] > 0.5
+
+    def _decide(self) -> None:
+        """Evaluate a chain along the expected decisions and read it up to the first surprise.
 
         Sample i removes edge i on top of the edges before it that are expected to go, so it is the sequential
         algorithm's next step as long as those expectations were right.
         """
-        chain = edges[: min(self.chain, self.run.samples_that_fit)]
-        masks = self.mask.repeat(len(chain), 1)
-        expected = [self.habit[self.source_of[number]] > 0.5 for number in chain]
-        for sample, (number, stays) in enumerate(zip(chain, expected, strict=True)):
-            masks[sample, number] = 0.0
-            if not stays:
-                masks[sample + 1 :, number] = 0.0
-        damages = [self._damage(values) for values in self.cursor.look(masks)]
+        chain, masks, expected = self._chain()
+        damages = self.run.damage(self.cursor.look(masks)).tolist() if chain else []
+        before = self.current
         removed, decided = None, 0
-        for sample, number in enumerate(chain):
+        for sample, edge in enumerate(chain):
+            self._bury()
             delta = self._delta(damages[sample], masks[sample])
-            kept = not (abs(delta) if self.absolute else delta) < self.tau
+            kept = not self._rise(delta) < self.tau
             decided += 1
             if kept:
-                self.deltas[number] = delta
+                self.deltas[edge] = delta
             else:
-                self.current, self.accepted = damages[sample], masks[sample].clone()
+                self.current, self.accepted = damages[sample], masks[sample]
                 removed = sample
-            self._report(number, kept=kept, delta=delta)
-            source = self.source_of[number]
-            self.habit[source] += HABIT_RATE * (kept - self.habit[source])
+            self._judge_predictors(edge, kept)
+            self._report(kept=kept, delta=delta)
             if kept != expected[sample]:
                 break
+        self._bury()
         if removed is not None:
-            self.mask = masks[removed].clone()
             self.cursor.move(removed)
+        self._learn(chain, expected, damages, before)
         stretch = 2 * decided if decided == len(chain) else decided  # a chain without a surprise could have been longer
         self.stretch += STRETCH_RATE * (stretch - self.stretch)
         self.chain = max(2, min(self.longest, round(self.stretch)))
-        return decided
+
+    def _chain(self) -> tuple[list[int], Tensor, list[bool]]:
+        """The next edges to evaluate, the mask of each, and whether each is expected to stay."""
+        longest = min(self.chain, self.run.samples_that_fit)
+        by_habit = self.misses[0] > self.misses[1]
+        chain: list[int] = []
+        expected: list[bool] = []
+        masks: list[Tensor] = []
+        mask = self.mask.clone()
+        for edge in self.undecided:
+            if edge in self.dead:
+                mask[edge] = 0.0
+                continue
+            if len(chain) == longest:
+                break
+            estimated, habitual = self._expects(edge)
+            stays = habitual if by_habit and edge not in self.measured else estimated
+            masks.append(mask.clone())
+            masks[-1][edge] = 0.0
+            if not stays:
+                mask[edge] = 0.0
+            chain.append(edge)
+            expected.append(stays)
+            doubtful = self.tau / DOUBT < self._rise(self.estimates[edge]) < self.tau * DOUBT
+            if doubtful and edge not in self.measured and len(chain) > 1:
+                break  # whatever comes of it, nothing after it is wasted
+        return chain, torch.stack(masks) if masks else mask[None], expected
+
+    def _judge_predictors(self, edge: int, kept: bool) -> None:
+        for predictor, guess in enumerate(self._expects(edge)):
+            self.misses[predictor] += MISS_RATE * ((guess != kept) - self.misses[predictor])
+        source = self.source_of[edge]
+        self.habit[source] += HABIT_RATE * (kept - self.habit[source])
+
+    def _learn(self, chain: list[int], expected: list[bool], damages: list[float], before: float) -> None:
+        """Better estimates for the edges of a chain: after a surprise, these are off by one interaction only."""
+        for edge, stays, damage in zip(chain, expected, damages, strict=True):
+            self.estimates[edge] = damage - before
+            self.measured.add(edge)
+            if not stays:
+                before = damage
 
     def _delta(self, damage: float, mask: Tensor) -> float:
         """Rise of the damage; near the threshold, that of the canonical run."""
@@ -253,10 +309,18 @@ class _Walk:
         self.guard = self._band()
         return then - now
 
-    def _report(self, number: int, *, kept: bool, delta: float | None) -> None:
+    def _bury(self) -> None:
+        """Drop the edges into dead ports that come next."""
+        while self.undecided and self.undecided[0] in self.dead:
+            self._report(kept=False, delta=None)
+
+    def _report(self, *, kept: bool, delta: float | None) -> None:
+        edge = self.undecided.popleft()
+        if not kept:
+            self.mask[edge] = 0.0
         self.decided += 1
         if self.watch is not None:
-            self.watch(Decision(self.run.units[number], kept, delta))  # type: ignore[arg-type]
+            self.watch(Decision(self.run.graph.edge_at(edge), kept, delta))
         self.progress(self.decided, self.run.n_units)
 
     def circuit(self) -> Circuit:

@@ -11,6 +11,7 @@ differs from the clean run can never change in a causal model and are cut off; o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +26,7 @@ from torch import Tensor
 from patching.blocks import Context, Trace, forward
 from patching.errors import NotFinite
 from patching.lens import LensModel
-from patching.metrics import Metric, Prediction
+from patching.metrics import Contrast, Metric, Prediction
 from patching.plan import ANSWER, FULL, Plan, Planner, Stage
 from patching.task import Task
 
@@ -76,6 +77,7 @@ class Batch:
         self.model, self.planner, self.metric, self.row_bytes = model, planner, metric, row_bytes
         self.task = task
         self.answers, self.wrong = task.answers.to(model.device), task.wrong_answers.to(model.device)
+        self.contrast = Contrast.of(self.answers, self.wrong)
         length = task.clean.shape[1]
         contexts = model.contexts(length)
         with torch.no_grad():
@@ -134,9 +136,11 @@ class Batch:
 
     def measure(self, residual: Float[Tensor, "*sample example d_model"]) -> Float[Tensor, "*sample example"]:
         """The metric of final residuals at the answer positions."""
-        prediction = Prediction(residual, self.model.readout, self.answers, self.wrong, self.clean_log_probs)
+        prediction = Prediction(
+            residual, self.model.readout, self.answers, self.wrong, self.clean_log_probs, self.contrast
+        )
         value = self.metric(prediction)
-        if not bool(torch.isfinite(value.detach()).all()):
+        if not math.isfinite(float(value.detach().sum())):  # one reduction: the sum is finite iff every term is
             bad = (~torch.isfinite(value.detach())).reshape(-1, value.shape[-1]).any(0).nonzero().flatten().tolist()
             raise NotFinite(
                 f"expected a finite {self.metric.name}; it is NaN or infinite on prompts {bad[:10]} of this batch. "
@@ -213,6 +217,9 @@ class Batch:
         return self.model.blocks[layer].attention.write(new - (self.at_answer(old) if lane == ANSWER else old), index)
 
 
+SumKey = tuple[int, int, tuple[int, ...], bytes]  # stage, lane, shape and bytes of the mask entries
+
+
 class State:
     """Values of every node under one mask: what later masks are evaluated against.
 
@@ -231,6 +238,20 @@ class State:
         self._owned: set[tuple[str, int]] = set()
         self._buffers: dict[int, Tensor] = {}
         self._known: dict[int, np.ndarray] = {}
+        self._sums: dict[SumKey, Tensor] = {}
+        self._sums_dirty, self._sums_bytes = b"", 0
+
+    def sums(self, dirty: np.ndarray) -> dict[SumKey, Tensor]:
+        """Partial inputs over sources that are not dirty: valid for as long as the same sources are."""
+        if dirty.tobytes() != self._sums_dirty:
+            self._sums, self._sums_dirty, self._sums_bytes = {}, dirty.tobytes(), 0
+        return self._sums
+
+    def keep_sum(self, key: SumKey, value: Tensor) -> None:
+        """Add to `sums`, unless that exceeds the budget."""
+        if self._sums_bytes + value.nbytes <= self.batch.row_bytes:
+            self._sums[key] = value
+            self._sums_bytes += value.nbytes
 
     def rows(self, sources: np.ndarray, lane: int) -> Float[Tensor, "source example pos d_model"]:
         """Differences from the replacement of some sources (ascending), kept once computed if the budget allows.
@@ -303,6 +324,7 @@ class State:
         """Record that the stored values are now those under ``mask``, as computed by ``plan``."""
         for known in self._known.values():
             known[plan.dirty_sources] = False
+        self.sums(plan.dirty_sources)
         self.mask, self.metric = mask, metric
         self.need_sources = np.minimum(self.need_sources, plan.need_sources)
         self.need_targets = np.minimum(self.need_targets, plan.need_targets)
@@ -346,17 +368,20 @@ class Trial:
 class Lane:
     """New rows at one set of positions, in the order in which they were computed."""
 
+    samples: int
+    capacity: int
+    grad: bool
     columns: list[int] = field(default_factory=list)
     buffer: Tensor | None = None
     parts: list[Tensor] = field(default_factory=list)
 
-    def append(self, columns: list[int], rows: Tensor, capacity: int, *, grad: bool) -> None:
+    def append(self, columns: list[int], rows: Tensor) -> None:
         """Add rows [sample, source, example, pos, d_model]; one buffer for all unless gradients must flow."""
-        if grad:
+        if self.grad:
             self.parts.append(rows)
         else:
             if self.buffer is None:
-                self.buffer = rows.new_empty((rows.shape[0], capacity, *rows.shape[2:]))
+                self.buffer = rows.new_empty((self.samples, self.capacity, *rows.shape[2:]))
             self.buffer[:, len(self.columns) : len(self.columns) + len(columns)] = rows
         self.columns.extend(columns)
 
@@ -368,30 +393,45 @@ class Lane:
 
 
 class Evaluation:
-    """One pass over the stages for a chunk of masks. Use `evaluate`."""
+    """One pass over the stages for a chunk of masks. Use `evaluate` or `slopes`.
 
-    def __init__(self, state: State, masks: np.ndarray, plan: Plan, tensor: Tensor | None, keep: bool) -> None:
+    Args:
+        tensor: the masks as a tensor that gradients flow to.
+        keep: collect the new values in ``updates``.
+        leaf_stage: number of the stage whose inputs become leaves of the autograd graph, collected in ``leaves``.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        masks: np.ndarray,
+        plan: Plan,
+        *,
+        tensor: Tensor | None = None,
+        keep: bool = False,
+        leaf_stage: int | None = None,
+    ) -> None:
         self.state, self.batch, self.masks, self.plan, self.tensor = state, state.batch, masks, plan, tensor
+        self.leaf_stage = leaf_stage
+        self.leaves: list[tuple[np.ndarray, int, Tensor]] = []  # targets, lane, inputs [target, example, pos, d_model]
+        self.grad = tensor is not None or leaf_stage is not None
         self.model = self.batch.model
         self.planner = self.batch.planner
         self.samples = len(masks)
         self.positional = masks.ndim == 4
-        self.lanes = {FULL: Lane(), ANSWER: Lane()}
-        self.capacity = {
-            FULL: 1 + int((plan.dirty_sources & (plan.need_sources == FULL)).sum()),
-            ANSWER: 1 + int(plan.dirty_sources.sum()),
+        self.varied = (masks[1:] != masks[:1]).any(axis=tuple({*range(masks.ndim - 2), masks.ndim - 1}))
+        self.sums = state.sums(plan.dirty_sources)
+        everywhere = plan.dirty_sources & (plan.need_sources == FULL)
+        self.lanes = {
+            FULL: Lane(len(masks), int(everywhere.sum()), self.grad),
+            ANSWER: Lane(len(masks), int(plan.dirty_sources.sum()), self.grad),
         }
         self.keep = keep
         self.updates: list[Update] = []
-        self._seed_input()
-
-    def _seed_input(self) -> None:
-        """The input's row goes first: it is never dirty and nearly always on."""
-        for lane, capacity in self.capacity.items():
-            row = self.state.rows(np.array([0]), lane)[None]
-            self.lanes[lane].append(
-                [0], row.expand(self.samples, *row.shape[1:]), capacity, grad=self.tensor is not None
-            )
+        if tensor is not None:  # the input reads nothing, yet its edges have gradients
+            for lane in (FULL, ANSWER):
+                row = self.state.rows(np.array([0]), lane)[None]
+                self.lanes[lane].append([0], row.expand(self.samples, *row.shape[1:]))
 
     def run(self) -> Float[Tensor, "sample example"]:
         """The metric of every mask."""
@@ -401,7 +441,7 @@ class Evaluation:
                 if not dirty.any():
                     return self.state.metric.expand(self.samples, -1)
                 x, _ = self.mix(number, stage, np.array([stage.targets.start]), ANSWER)
-                return self.batch.measure(x[:, 0, :, 0])
+                return self.batch.measure(x[:, 0, :, 0]).expand(self.samples, -1)
             if stage.kind == "mlp":
                 if dirty.any():
                     self.mlp(number, stage)
@@ -416,7 +456,9 @@ class Evaluation:
 
         Returns the inputs and which input each target reads.
         """
-        entries = self.masks[..., targets, : stage.visible]
+        wanted = targets
+        masks = self.masks if self.varied[targets].any() else self.masks[:1]
+        entries = masks[..., targets, : stage.visible]
         chosen, which = (np.arange(len(targets)),) * 2 if self.tensor is not None else _distinct(entries)
         targets, entries = targets[chosen], entries[..., chosen, :]
         base = self.batch.base[number]
@@ -428,26 +470,34 @@ class Evaluation:
         )
         total = base.expand(shape)[None, None]
         if self.tensor is None:
-            total = self.add_fixed(total, entries, stage, lane)
+            total = self.add_fixed(total, number, stage, entries, lane)
         fresh = [column for column in self.lanes[lane].columns if column < stage.visible]
-        rows = self.lanes[lane].first(len(fresh))
-        total = self.weigh(total, self.fresh_entries(targets, fresh, rows), rows, lane)
-        return total, which
+        if fresh:
+            rows = self.lanes[lane].first(len(fresh))
+            total = self.weigh(total, self.fresh_entries(targets, fresh, rows), rows, lane)
+        if number != self.leaf_stage:
+            return total, which
+        total = total.detach()[:, torch.from_numpy(which).to(total.device)].requires_grad_(True)
+        self.leaves.append((wanted, lane, total))
+        return total, np.arange(len(which))
 
-    def add_fixed(self, start: Tensor, entries: np.ndarray, stage: Stage, lane: int) -> Tensor:
+    def add_fixed(self, start: Tensor, number: int, stage: Stage, entries: np.ndarray, lane: int) -> Tensor:
         """``start`` plus what comes through edges that are on from sources that keep their stored values."""
         on = (entries != 0).any(axis=tuple(range(entries.ndim - 1)))
-        on[0] = False  # the input is among the new rows
         on &= ~self.plan.dirty_sources[: stage.visible]
         columns = np.flatnonzero(on)
         if not len(columns):
             return start
+        key = (number, lane, entries.shape, entries.tobytes()) if len(entries) == 1 else None
+        if key in self.sums:
+            return self.sums[key]
         rows = self.state.rows(columns, lane)
         # Where all rows came instead of these, the others count 0 times.
         entries = np.where(on, entries, 0) if len(rows) > len(columns) else entries[..., columns]
-        if len(entries) > 1 and (entries[:1] == entries).all():
-            entries = entries[:1]
-        return self.weigh(start, torch.from_numpy(entries).to(rows), rows[None, : entries.shape[-1]], lane)
+        total = self.weigh(start, torch.from_numpy(entries).to(rows), rows[None, : entries.shape[-1]], lane)
+        if key is not None:
+            self.state.keep_sum(key, total)
+        return total
 
     def weigh(self, start: Tensor, entries: Tensor, rows: Tensor, lane: int) -> Tensor:
         """``start`` plus mask-weighted sums of rows: [sample (or 1), target, example, pos, d_model]."""
@@ -581,11 +631,10 @@ class Evaluation:
     ) -> None:
         """Turn new values into rows of the residual stream."""
         rows = self.batch.difference(stage.layer, kind, value, index, lane)
-        grad = self.tensor is not None
         if lane == FULL:
-            self.lanes[FULL].append(columns, rows, self.capacity[FULL], grad=grad)
+            self.lanes[FULL].append(columns, rows)
             rows = self.batch.at_answer(rows)
-        self.lanes[ANSWER].append(columns, rows, self.capacity[ANSWER], grad=grad)
+        self.lanes[ANSWER].append(columns, rows)
 
 
 def evaluate(state: State, masks: np.ndarray, *, keep: bool = False, tensor: Tensor | None = None) -> Trial:
@@ -601,7 +650,7 @@ def evaluate(state: State, masks: np.ndarray, *, keep: bool = False, tensor: Ten
     if tensor is not None:
         everything = np.ones(masks.shape[-2:], dtype=bool)
         plan = state.batch.planner.plan(everything, everything)
-        return Trial(state, masks, plan, Evaluation(state, masks, plan, tensor, False).run())
+        return Trial(state, masks, plan, Evaluation(state, masks, plan, tensor=tensor).run())
     before = state.mask if state.mask.ndim == masks.ndim - 1 else state.mask[None]
     on, changed = (masks != 0).any(reduced), (masks != before).any(reduced)
     plan = state.batch.planner.plan(on, changed)
@@ -609,8 +658,36 @@ def evaluate(state: State, masks: np.ndarray, *, keep: bool = False, tensor: Ten
         state = state.batch.zeros()  # moved by `Trial.accept`, so not the shared one
         plan = state.batch.planner.plan(on, on)
     with torch.no_grad():
-        evaluation = Evaluation(state, masks, plan, None, keep)
+        evaluation = Evaluation(state, masks, plan, keep=keep)
         return Trial(state, masks, plan, evaluation.run(), evaluation.updates)
+
+
+def slopes(state: State, number: int) -> Float[np.ndarray, "target source"]:
+    """Gradient of the summed metric with respect to the mask entries of the edges into one stage's ports.
+
+    ``d metric / d mask[t, s] = Σ_example,pos (d metric / d x_t) · (current_s - replacement_s)`` at the state's own
+    mask. Entries of edges that are off, or that the logits do not see, are 0. Cost: one evaluation of what follows
+    the stage, forward and backward.
+    """
+    stage = state.batch.planner.stages[number]
+    on = state.mask != 0
+    changed = np.zeros_like(on)
+    changed[stage.targets] = True
+    plan = state.batch.planner.plan(on, changed)
+    result = np.zeros(on.shape)
+    if not plan.dirty_targets[stage.targets].any():
+        return result
+    evaluation = Evaluation(state, state.mask[None], plan, leaf_stage=number)
+    with torch.enable_grad():
+        metric = evaluation.run().sum()
+    leaves = [leaf for _targets, _lane, leaf in evaluation.leaves]
+    for (targets, lane, _leaf), gradient in zip(evaluation.leaves, torch.autograd.grad(metric, leaves), strict=True):
+        columns = np.flatnonzero(on[targets].any(0))
+        rows = state.rows(columns, lane)
+        rows = rows[torch.from_numpy(columns)] if len(rows) > len(columns) else rows
+        products = torch.einsum("tbpd,sbpd->ts", gradient[0], rows.expand(-1, *gradient.shape[2:]))
+        result[targets[:, None], columns] = products.double().cpu().numpy()
+    return np.where(on, result, 0.0)
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:

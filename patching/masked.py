@@ -24,7 +24,7 @@ from graphs.components import ComponentGraph
 from graphs.nodes import Edge, Node
 from patching import ablations, metrics
 from patching.ablations import Ablation
-from patching.engine import Batch, State, Trial, Writes, evaluate
+from patching.engine import Batch, State, Trial, Writes, evaluate, slopes
 from patching.errors import InvalidMask, InvalidTask
 from patching.lens import LensModel
 from patching.metrics import Metric
@@ -357,6 +357,18 @@ class Cursor:
             for state, batch in zip(self._states, self.run.batches, strict=True)
         ]
         return torch.cat([trial.metric for trial in self._trials], dim=-1)
+
+    def slopes(self, stage: int) -> Float[Tensor, " edge"]:
+        """Gradient of the mean metric, at the current mask, for the edges into one stage's ports.
+
+        0 for all other edges, and for those that are off. Cost: what follows the stage, forward and backward.
+
+        Args:
+            stage: number of the stage in ``run.planner.stages``.
+        """
+        total = sum(slopes(state, stage) for state in self._states)
+        targets, sources = self.run._places
+        return torch.from_numpy(np.asarray(total)[targets, sources] / len(self.run.task))
 
     def move(self, sample: int) -> None:
         """Make one of the masks just looked at the current one."""

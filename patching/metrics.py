@@ -17,11 +17,27 @@ from patching.errors import InvalidOption
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """Answers against wrong answers, as tokens and the share that each has in the difference of mean logits."""
+
+    tokens: Int[Tensor, "example token"]
+    shares: Float[Tensor, "example token"]
+
+    @classmethod
+    def of(cls, answers: Int[Tensor, "example answer"], wrong: Int[Tensor, "example wrong_answer"]) -> Contrast:
+        """-1 entries (padding) do not count."""
+        real = [(tokens >= 0).double() for tokens in (answers, wrong)]
+        shares = [each / each.sum(-1, keepdim=True).clamp(min=1) for each in real]
+        tokens = torch.cat((answers, wrong), dim=-1).clamp(min=0)
+        return cls(tokens, torch.cat((shares[0], -shares[1]), dim=-1))
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The final residual at each prompt's answer position, and what the task says about it.
 
     Logits are unembedded on demand, so that a metric over a few tokens never pays for the vocabulary, and are
-    given in float64, so that small differences of metrics survive.
+    given in float64, so that small differences of metrics survive. ``contrast`` saves making it again for every run.
     """
 
     residual: Float[Tensor, "*sample example d_model"]
@@ -29,17 +45,17 @@ class Prediction:
     answers: Int[Tensor, "example answer"]
     wrong_answers: Int[Tensor, "example wrong_answer"]
     clean_log_probs: Float[Tensor, "example d_vocab"] | None = None
+    contrast: Contrast | None = None
 
     @property
     def logits(self) -> Float[Tensor, "*sample example d_vocab"]:
         """All logits."""
         return self.readout.logits(self.residual).double()
 
-    def mean_logit(self, tokens: Int[Tensor, "example token"]) -> Float[Tensor, "*sample example"]:
-        """Mean logit of each prompt's tokens; -1 entries (padding) do not count."""
-        real = tokens >= 0
-        logits = self.readout.logits_of(self.residual, tokens.clamp(min=0)).double()
-        return (logits * real).sum(-1) / real.sum(-1).clamp(min=1)
+    def logit_difference(self) -> Float[Tensor, "*sample example"]:
+        """Mean logit of each prompt's answers minus that of its wrong answers; -1 entries (padding) do not count."""
+        contrast = self.contrast or Contrast.of(self.answers, self.wrong_answers)
+        return (self.readout.logits_of(self.residual, contrast.tokens).double() * contrast.shares).sum(-1)
 
     def log_prob(self, tokens: Int[Tensor, "example token"]) -> Float[Tensor, "*sample example"]:
         """Log of the probability that the next token is any of each prompt's tokens."""
@@ -77,10 +93,6 @@ class Metric:
         return clean - value if self.higher_is_better else value - clean
 
 
-def _logit_difference(prediction: Prediction) -> Tensor:
-    return prediction.mean_logit(prediction.answers) - prediction.mean_logit(prediction.wrong_answers)
-
-
 def _log_probability(prediction: Prediction) -> Tensor:
     return prediction.log_prob(prediction.answers)
 
@@ -107,7 +119,7 @@ def _kl(prediction: Prediction) -> Tensor:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("logit_difference", True, _logit_difference),
+        Metric("logit_difference", True, Prediction.logit_difference),
         Metric("log_probability", True, _log_probability),
         Metric("probability", True, _probability),
         Metric("probability_difference", True, _probability_difference),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -131,7 +132,7 @@ class WholeModel:
         """Damage under one mask."""
         self.evaluations += 1
         masks = self.run.expand(mask[None])
-        values = [Evaluation(batch.ablated, masks, self.plan, None, False).run() for batch in self.run.batches]
+        values = [Evaluation(batch.ablated, masks, self.plan).run() for batch in self.run.batches]
         return float(self.run.damage(torch.cat(values, dim=-1))[0])
 
 
@@ -159,28 +160,29 @@ def sequential_acdc(run: MaskedRun, tau: float) -> tuple[Tensor, int]:
     return mask, whole.evaluations
 
 
-def acdc_rows(model: LensModel, task: Task, *, bars: dict[float, float], metric: str) -> Iterator[Row]:
-    """ACDC against the sequential loop, at the tau that keeps about each share of the edges."""
+def acdc_rows(
+    model: LensModel, task: Task, *, bars: dict[float, float], metric: str, repeats: int
+) -> Iterator[Row]:
+    """ACDC against the sequential loop, at the tau that keeps about each share of the edges; the best of some runs."""
     run = MaskedRun(model, task, metric=metric)
     for share, bar in bars.items():
         tau = _tau_that_keeps(run, share)
-        timed: list[float] = []
-        results: list[Any] = []
-        for function in (
-            lambda tau=tau: acdc.search(run, tau=tau),
-            lambda tau=tau: sequential_acdc(run, tau),
-        ):
-            start, wall = time.process_time(), time.perf_counter()
-            results.append(function())
-            timed += [time.process_time() - start, time.perf_counter() - wall]
+        best = [[math.inf, math.inf], [math.inf, math.inf]]  # least CPU and wall seconds of ours, of the sequential one
+        results: list[Any] = [None, None]
+        for _ in range(repeats):
+            for side, function in enumerate((acdc.search, sequential_acdc)):
+                start, wall = time.process_time(), time.perf_counter()
+                results[side] = function(run, tau=tau)
+                best[side][0] = min(best[side][0], time.process_time() - start)
+                best[side][1] = min(best[side][1], time.perf_counter() - wall)
         circuit, (mask, evaluations) = results
         same = torch.equal(run.mask_of(circuit), mask)
-        ratio = timed[2] / timed[0]
+        ratio = best[1][0] / best[0][0]
         yield Row(
             f"ACDC, {circuit.n_edges / run.n_units:.1%} of {run.n_units:,} edges kept: sequential whole runs over ours "
             f"({model.name})",
-            timed[0] * 1e3, timed[2] * 1e3, "ms CPU", ratio, f"≥ {bar:g}×", ratio >= bar and same,
-            timed[3] / timed[1],
+            best[0][0] * 1e3, best[1][0] * 1e3, "ms CPU", ratio, f"≥ {bar:g}×", ratio >= bar and same,
+            best[1][1] / best[0][1],
             f"tau {tau:.3g} {metric}; {evaluations:,} runs; circuits {'identical' if same else 'DIFFER'}",
         )  # fmt: skip
 
@@ -214,10 +216,10 @@ def all_rows(report: Callable[[Row], None], *, quick: bool) -> None:
             report(row)
         del large
     bars = {0.02: 10.0, 0.1: 5.0, 0.3: 3.0}
-    for row in acdc_rows(middle, random_task(middle), bars=bars, metric="logit_difference"):
+    for row in acdc_rows(middle, random_task(middle), bars=bars, metric="logit_difference", repeats=2):
         report(row)
     from circuits.tasks import ioi
 
     shipped = LensModel.load("zoo:ioi", device="cpu")
-    for row in acdc_rows(shipped, ioi.make(shipped, n=16, seed=0), bars=bars, metric="logit_difference"):
+    for row in acdc_rows(shipped, ioi.make(shipped, n=16, seed=0), bars=bars, metric="logit_difference", repeats=5):
         report(row)

@@ -255,3 +255,19 @@ def test_states_know_the_same_values_as_a_fresh_one(family: str) -> None:
                 a, b = batch.at_answer(a), batch.at_answer(b)
             if trusted[number] > 0:
                 torch.testing.assert_close(a, b, rtol=0, atol=SAME)
+
+
+@pytest.mark.parametrize("metric", ["logit_difference", "kl"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gemma2", "qwen3", "attention_only"])
+def test_slopes_are_the_gradient_at_the_current_mask(family: str, metric: str) -> None:
+    run = MaskedRun(tiny.model(family), tiny.task(n=3, prefix=1), metric=metric)
+    generator = torch.Generator().manual_seed(0)
+    cursor = run.cursor(run.ones())
+    mask = (torch.rand(run.mask_shape, generator=generator) < 0.8).double()
+    cursor.look(mask[None])
+    cursor.move(0)
+    total = sum(cursor.slopes(stage) for stage in range(len(run.planner.stages)))
+    gradient = run.gradient(mask) * mask
+    assert gradient.abs().max() > 1e-4
+    torch.testing.assert_close(total, gradient, rtol=1e-9, atol=1e-11)
+    assert bool((cursor.metric == run.cursor(mask).metric).all())  # nothing moved
