@@ -160,9 +160,7 @@ def sequential_acdc(run: MaskedRun, tau: float) -> tuple[Tensor, int]:
     return mask, whole.evaluations
 
 
-def acdc_rows(
-    model: LensModel, task: Task, *, bars: dict[float, float], metric: str, repeats: int
-) -> Iterator[Row]:
+def acdc_rows(model: LensModel, task: Task, *, bars: dict[float, float], metric: str, repeats: int) -> Iterator[Row]:
     """ACDC against the sequential loop, at the tau that keeps about each share of the edges; the best of some runs."""
     run = MaskedRun(model, task, metric=metric)
     for share, bar in bars.items():

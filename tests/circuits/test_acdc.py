@@ -268,9 +268,7 @@ def test_decisions_of_another_model_are_refused() -> None:
 
 def test_a_metric_that_becomes_nan_is_named() -> None:
     """Fine on the clean run, undefined once the answer's logit falls."""
-    fragile = Metric(
-        "log of the difference", True, lambda p: p.logit_difference().log()
-    )
+    fragile = Metric("log of the difference", True, lambda p: p.logit_difference().log())
     with pytest.raises(NotFinite, match=r"finite log of the difference"):
         acdc.search(MaskedRun(toy.model(), toy.task(), metric=fragile), tau=5.0)
 
