@@ -124,7 +124,8 @@ def discover(
     ablation: Annotated[
         str,
         typer.Option(
-            help="What an ablated edge carries: corrupt, zero, mean, mean-positional, mean-clean or resample."
+            help="What an ablated edge carries: corrupt, zero, mean, mean-positional, mean-clean, resample or "
+            "gaussian-noise."
         ),
     ] = "corrupt",
     metric: Annotated[

@@ -36,6 +36,7 @@ from experiments.nearest import did_you_mean, require_known
 from graphs.atomic import read_text
 
 SCHEMA: Final = "wiretrace-config/1"
+PATCH_SCHEMA: Final = "wiretrace-patch-config/1"
 
 Value = bool | int | float | str
 
@@ -46,6 +47,7 @@ ABLATIONS: Final[Mapping[str, str]] = {
     "mean-positional": "the mean over the corrupt prompts at each position",
     "mean-clean": "the mean over all tokens of all clean prompts",
     "resample": "the value on another clean prompt of the same length",
+    "gaussian-noise": "the value on the clean prompt with noise on the tokens that differ (causal tracing)",
 }
 """What an ablated edge carries in place of its own value: the names of `patching.ablations`, in words."""
 
@@ -59,13 +61,43 @@ METRICS: Final[Mapping[str, str]] = {
 }
 """What a run is judged by: the names of `patching.metrics`, in words."""
 
+KINDS: Final[Mapping[str, str]] = {
+    "resid_pre": "the residual stream that enters a layer",
+    "q": "a head's queries",
+    "k": "a group's keys",
+    "v": "a group's values",
+    "pattern": "a head's attention probabilities",
+    "z": "a head's mixture of values, before the output matrix",
+    "attn_out": "what the attention layer adds",
+    "resid_mid": "the residual stream between attention and MLP",
+    "neurons": "the MLP's hidden activations",
+    "mlp_out": "what the MLP adds",
+    "resid_post": "the residual stream that leaves a layer",
+}
+"""What can be patched: the names of `patching.sites`, in words."""
+
+PATCHING: Final[Mapping[str, str]] = {
+    "exact": "every place is patched, and the model run on from there",
+    "atp": "attribution patching: effects to first order, from one backward pass; misses saturated attention",
+    "atp_star": "AtP*: the same with the QK fix and GradDrop; with GradDrop, effects are absolute",
+}
+"""How effects of patches are found, in words."""
+
+DIRECTIONS: Final[Mapping[str, str]] = {
+    "noising": "the clean run, with ablated values patched in",
+    "denoising": "the ablated run, with clean values patched in",
+}
+"""Which run is patched: the names of `patching.activation`, in words."""
+
 DEFAULTS: Final[Mapping[str, Value]] = {"tau": 0.05}
 """Method options that the command line gives when the user does not."""
 
 DEFAULT_N: Final = 300
 MOST_PROMPTS: Final = 1_000_000
+MOST_LAYERS: Final = 10_000
 _DEVICE: Final = re.compile(r"cpu|mps|cuda(:[0-9]{1,3})?")
-_NUMBERS: Final = ("n", "prompts", "held_out", "seed")
+_NUMBERS: Final = ("n", "prompts", "held_out", "seed", "window")
+_FLAGS: Final = ("positions", "qk_fix", "grad_drop")
 
 
 @dataclass(frozen=True)
@@ -110,8 +142,7 @@ class Config:
             require_known("a metric", self.metric, METRICS)
         _check_model(self.model)
         _check_numbers(self)
-        if self.device is not None and not _DEVICE.fullmatch(self.device):
-            raise BadConfig(f"expected a device such as cpu, cuda, cuda:1 or mps; got {self.device!r}.")
+        _check_device(self.device)
         object.__setattr__(self, "options", _checked_options(method, self.options))
         object.__setattr__(self, "n", _checked_n(method, self.n))
 
@@ -127,17 +158,85 @@ class Config:
         Raises:
             BadConfig: A setting is unknown, missing or of the wrong type.
         """
-        names = [each.name for each in fields(Config)]
-        for name in settings:
-            if name not in names:
-                hint = did_you_mean(name, names)
-                raise BadConfig(f"expected settings out of {', '.join(names)}; got {name!r}.{hint}")
-        missing = [name for name in ("task", "model") if name not in settings]
-        if missing:
-            raise BadConfig(f"expected a config to name {' and '.join(missing)}; it does not.")
-        for name, value in settings.items():
-            _check_type(name, value)
+        _check_settings(settings, Config)
         return Config(**settings)
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """What to patch.
+
+    Args:
+        task: A name of `circuits.tasks`.
+        model: A model that ships (`zoo:ioi`), a folder in Hugging Face format, or a hub name.
+        kind: What is patched; a name of `KINDS`.
+        method: A name of `PATCHING`.
+        direction: `noising` or `denoising`.
+        ablation: What patches carry when noising; what the base run is when denoising.
+        metric: What the run is judged by; None for the task's own.
+        positions: Each position by itself; heads and groups of a layer are then patched together.
+        window: How many layers are patched together; only `exact` takes more than one.
+        qk_fix: For `atp_star`: whether queries and keys go through the softmax.
+        grad_drop: For `atp_star`: whether effects are averaged over gradients without one layer's.
+        prompts: How many training-split prompts.
+        seed: Of the prompts.
+        device: Where to run; None for the first GPU if there is one, else the CPU.
+
+    Raises:
+        UnknownName, UnknownTask: A name is not known; the nearest are offered.
+        BadConfig: A number is out of range, or an option does not belong to the method.
+    """
+
+    task: str
+    model: str
+    kind: str = "z"
+    method: str = "exact"
+    direction: str = "noising"
+    ablation: str = "corrupt"
+    metric: str | None = None
+    positions: bool = False
+    window: int = 1
+    qk_fix: bool = True
+    grad_drop: bool = True
+    prompts: int = 32
+    seed: int = 0
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        tasks.load(self.task)
+        require_known("a kind of site", self.kind, KINDS)
+        require_known("a method", self.method, PATCHING)
+        require_known("a direction", self.direction, DIRECTIONS)
+        require_known("an ablation", self.ablation, ABLATIONS)
+        if self.metric is not None:
+            require_known("a metric", self.metric, METRICS)
+        _check_model(self.model)
+        _check_range("prompts", self.prompts, least=1, most=MOST_PROMPTS)
+        _check_range("window", self.window, least=1, most=MOST_LAYERS)
+        _check_range("seed", self.seed, least=0, most=2**63 - 1)
+        _check_device(self.device)
+        if self.window > 1 and self.method != "exact":
+            raise BadConfig(
+                f"expected a window of 1: {self.method} estimates single patches; got {self.window}. Use the method "
+                "exact for windows."
+            )
+        if self.method != "atp_star" and not (self.qk_fix and self.grad_drop):
+            what = "QK fix" if self.grad_drop else "GradDrop" if self.qk_fix else "QK fix or GradDrop"
+            raise BadConfig(f"expected the method atp_star to leave out its {what}; {self.method} has none.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain data; those that were left open are absent."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @staticmethod
+    def from_dict(settings: Mapping[str, Any]) -> PatchConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            BadConfig: A setting is unknown, missing or of the wrong type.
+        """
+        _check_settings(settings, PatchConfig)
+        return PatchConfig(**settings)
 
 
 def default_model(task: str) -> str:
@@ -195,7 +294,7 @@ def parse_option(method: str, text: str) -> tuple[str, Value]:
 _TRUTH: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def to_toml(config: Config, *, comments: tuple[str, ...] = ()) -> str:
+def to_toml(config: Config | PatchConfig, *, comments: tuple[str, ...] = ()) -> str:
     """A config as the text of a TOML file.
 
     Args:
@@ -203,16 +302,17 @@ def to_toml(config: Config, *, comments: tuple[str, ...] = ()) -> str:
         comments: Lines to put at the top.
     """
     settings = config.to_dict()
-    options = settings.pop("options")
+    options = settings.pop("options", {})
+    schema = SCHEMA if isinstance(config, Config) else PATCH_SCHEMA
     lines = [f"# {line}" for line in comments]
-    lines += [f"{name} = {_toml(value)}" for name, value in ({"schema": SCHEMA} | settings).items()]
+    lines += [f"{name} = {_toml(value)}" for name, value in ({"schema": schema} | settings).items()]
     if options:
         lines += ["", "[options]", *(f"{name} = {_toml(value)}" for name, value in options.items())]
     return "\n".join([*lines, ""])
 
 
-def load(path: str | os.PathLike[str]) -> Config:
-    """The config in a TOML file.
+def load(path: str | os.PathLike[str]) -> Config | PatchConfig:
+    """The config in a TOML file, of a search or of patching, as its schema says.
 
     Raises:
         BadFile: There is no such file, or it is not text.
@@ -224,6 +324,8 @@ def load(path: str | os.PathLike[str]) -> Config:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadConfig(f"expected a TOML file; {os.fspath(path)} is not one: {error}.") from error
     schema = settings.pop("schema", None)
+    if schema == PATCH_SCHEMA:
+        return PatchConfig.from_dict(settings)
     if schema != SCHEMA:
         raise BadConfig(
             f"expected schema = {SCHEMA!r} in {os.fspath(path)}; got {schema!r}. Copy a config.toml of a run."
@@ -254,6 +356,26 @@ def command_line(config: Config, *, out: str | os.PathLike[str], flags: tuple[st
     return shlex.join([*words, "--out", os.fspath(out), *flags])
 
 
+def patch_command(config: PatchConfig, *, out: str | os.PathLike[str]) -> str:
+    """The shell command that patches so, with the settings that differ from the defaults.
+
+    Example:
+        >>> patch_command(PatchConfig("ioi", "gpt2", positions=True, qk_fix=False, method="atp_star"), out="runs/p")
+        'wiretrace patch ioi --model gpt2 --method atp_star --positions --no-qk-fix --out runs/p'
+    """
+    words = ["wiretrace", "patch", config.task]
+    for each in fields(PatchConfig):
+        value = getattr(config, each.name)
+        option = f"--{each.name.replace('_', '-')}"
+        if each.name == "task" or value == each.default or (each.name, value) == ("model", f"zoo:{config.task}"):
+            continue
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            words += [option, str(value)]
+    return shlex.join([*words, "--out", os.fspath(out)])
+
+
 def _toml(value: Value) -> str:
     """A TOML value; strings are JSON strings but for DEL, which TOML wants escaped too."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -270,9 +392,17 @@ def _check_numbers(config: Config) -> None:
         ("held_out", 1, MOST_PROMPTS),
         ("seed", 0, 2**63 - 1),
     ):
-        value = getattr(config, name)
-        if not least <= value <= most:
-            raise BadConfig(f"expected {name.replace('_', '-')} to be from {least} to {most:,}; got {value:,}.")
+        _check_range(name, getattr(config, name), least=least, most=most)
+
+
+def _check_range(name: str, value: int, *, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise BadConfig(f"expected {name.replace('_', '-')} to be from {least} to {most:,}; got {value:,}.")
+
+
+def _check_device(name: str | None) -> None:
+    if name is not None and not _DEVICE.fullmatch(name):
+        raise BadConfig(f"expected a device such as cpu, cuda, cuda:1 or mps; got {name!r}.")
 
 
 def _checked_options(method: Method, options: Mapping[str, Value]) -> dict[str, Value]:
@@ -316,8 +446,22 @@ def _checked_n(method: Method, n: int | None) -> int | None:
     return n
 
 
+def _check_settings(settings: Mapping[str, Any], kind: type[Config] | type[PatchConfig]) -> None:
+    """Names and types of settings out of a file."""
+    names = [each.name for each in fields(kind)]
+    for name in settings:
+        if name not in names:
+            hint = did_you_mean(name, names)
+            raise BadConfig(f"expected settings out of {', '.join(names)}; got {name!r}.{hint}")
+    missing = [name for name in ("task", "model") if name not in settings]
+    if missing:
+        raise BadConfig(f"expected a config to name {' and '.join(missing)}; it does not.")
+    for name, value in settings.items():
+        _check_type(name, value)
+
+
 def _check_type(name: str, value: object) -> None:
-    kind: type = {"options": Mapping}.get(name, int if name in _NUMBERS else str)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        noun = {int: "a whole number", str: "text"}.get(kind, "a table")
+    kind: type = Mapping if name == "options" else int if name in _NUMBERS else bool if name in _FLAGS else str
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        noun = {int: "a whole number", str: "text", bool: "true or false"}.get(kind, "a table")
         raise BadConfig(f"expected the setting {name} to be {noun}; got {value!r}.")

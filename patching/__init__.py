@@ -1,4 +1,4 @@
-"""How to intervene on a model: loading, tasks, ablations, the masked run, and the scores taken from it.
+"""How to intervene on a model: loading, tasks, ablations, the masked and the patched run, and scores.
 
 Names load on first use, so that importing the package does not import torch.
 """
@@ -8,18 +8,41 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patching import ablations, atp, exact, metrics, toy
+    from patching import ablations, activation, atp, atp_star, exact, metrics, toy
+    from patching.activation import SiteRun, sweep
+    from patching.effects import Effects
     from patching.lens import LensModel
     from patching.masked import MaskedRun
     from patching.scores import Scores
+    from patching.sites import Site
     from patching.task import Task
 
-__all__ = ["LensModel", "MaskedRun", "Scores", "Task", "ablations", "atp", "exact", "metrics", "toy"]
+__all__ = [
+    "Effects",
+    "LensModel",
+    "MaskedRun",
+    "Scores",
+    "Site",
+    "SiteRun",
+    "Task",
+    "ablations",
+    "activation",
+    "atp",
+    "atp_star",
+    "exact",
+    "metrics",
+    "sweep",
+    "toy",
+]
 
 _HOMES = {
+    "Effects": "patching.effects",
     "LensModel": "patching.lens",
     "MaskedRun": "patching.masked",
     "Scores": "patching.scores",
+    "Site": "patching.sites",
+    "SiteRun": "patching.activation",
+    "sweep": "patching.activation",
     "Task": "patching.task",
 }
 

@@ -174,6 +174,25 @@ class Attention:
         value = (self.query_norm if letter == "q" else self.key_norm)(value)
         return rope(value) if rope else value
 
+    def scores(
+        self,
+        q: Float[Tensor, "*#sample head example query d_head"],
+        k: Float[Tensor, "*#sample head example key d_head"],
+    ) -> Float[Tensor, "*_ head example query key"]:
+        """``cap(scale q kᵀ)``, before the mask."""
+        scores = torch.matmul(q * self.scale, k.transpose(-1, -2))
+        return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
+
+    def pattern(
+        self,
+        q: Float[Tensor, "*#sample head example query d_head"],
+        k: Float[Tensor, "*#sample head example key d_head"],
+        bias: Float[Tensor, "*batch query key"],
+    ) -> Float[Tensor, "*_ head example query key"]:
+        """``softmax(scores + bias)``; the softmax of half-precision scores runs in float32."""
+        scores = self.scores(q, k) + bias
+        return torch.softmax(scores, dim=-1, dtype=torch.float32 if scores.dtype.itemsize < 4 else None)
+
     def attend(
         self,
         q: Float[Tensor, "*#sample head example query d_head"],
@@ -181,12 +200,8 @@ class Attention:
         v: Float[Tensor, "*#sample head example key d_head"],
         bias: Float[Tensor, "*batch query key"],
     ) -> Float[Tensor, "*_ head example query d_head"]:
-        """``z = softmax(cap(scale q kᵀ) + bias) v``; the softmax of half-precision scores runs in float32."""
-        scores = torch.matmul(q * self.scale, k.transpose(-1, -2))
-        if self.softcap is not None:
-            scores = torch.tanh(scores / self.softcap) * self.softcap
-        pattern = torch.softmax(scores + bias, dim=-1, dtype=torch.float32 if scores.dtype.itemsize < 4 else None)
-        return torch.matmul(pattern.to(v.dtype), v)
+        """``z = pattern v``."""
+        return torch.matmul(self.pattern(q, k, bias).to(v.dtype), v)
 
     def share(
         self, z: Float[Tensor, "*sample head example pos d_head"]
@@ -236,11 +251,17 @@ class Mlp:
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """What the MLP writes, given its normed input."""
+        return self.write(self.hidden(x))
+
+    def hidden(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
+        """The neurons: what multiplies the output weights."""
         hidden = F.linear(x, self.w_in, self.b_in)
         if self.w_gate is None:
-            hidden = self.activation(hidden)
-        else:
-            hidden = self.activation(F.linear(x, self.w_gate, self.b_gate)) * hidden
+            return self.activation(hidden)
+        return self.activation(F.linear(x, self.w_gate, self.b_gate)) * hidden
+
+    def write(self, hidden: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_model"]:
+        """What the neurons write together."""
         written = F.linear(hidden, self.w_out, self.b_out)
         return written if self.post is None else self.post(written)
 

@@ -147,6 +147,10 @@ class LensModel:
             self.bridge(tokens.to(self.device))
         return seen[0].detach()
 
+    def token_embeddings(self, tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
+        """Rows of the embedding matrix, before positions and scaling."""
+        return self.bridge.W_E.detach()[tokens.to(self.device)]
+
     def contexts(self, length: int) -> tuple[Context, ...]:
         """Per layer, the attention mask and rotary tables for prompts of some length, as the model itself uses them."""
         if length > self.n_ctx:

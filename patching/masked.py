@@ -70,7 +70,7 @@ class MaskedRun:
         self.graph: ComponentGraph = model.graph
         self.level = "edge"
         self.per_position = False
-        _check_tokens(model, task)
+        check_tokens(model, task)
         joined = any(block.attention.post is not None for block in model.blocks)
         self.planner = Planner(self.graph, joined=joined)
         self._make_batches()
@@ -80,6 +80,7 @@ class MaskedRun:
         size = max(1, min(len(self.task), self.memory // max(1, self._bytes(1))))
         rows = [slice(start, start + size) for start in range(0, len(self.task), size)]
         writes = None if self.ablation.combine is None else self._constants(prompts, rows)
+        added = self.ablation.disturbance(self.model, self.task)
         self.batches = tuple(
             Batch(
                 self.model,
@@ -88,6 +89,7 @@ class MaskedRun:
                 metric=self.metric,
                 prompts=prompts[row],
                 writes=writes,
+                added=None if added is None else added[row],
                 row_bytes=self.memory,
             )
             for row in rows
@@ -382,7 +384,12 @@ def _flat(writes: Writes) -> Iterator[Tensor]:
     yield from writes.mlps
 
 
-def _check_tokens(model: LensModel, task: Task) -> None:
+def check_tokens(model: LensModel, task: Task) -> None:
+    """Whether a task's token ids and lengths fit a model.
+
+    Raises:
+        InvalidTask: they do not.
+    """
     highest = max(int(tokens.max()) for tokens in (task.clean, task.corrupt, task.answers, task.wrong_answers))
     if highest >= model.d_vocab:
         raise InvalidTask(

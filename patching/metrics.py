@@ -5,6 +5,7 @@ Every metric is a pure function of a `Prediction`; a new one is a function and a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from patching.blocks import Readout
-from patching.errors import InvalidOption
+from patching.errors import InvalidOption, NotFinite
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,19 @@ class Metric:
     zero_gradient_when_clean: bool = False
 
     def __call__(self, prediction: Prediction) -> Float[Tensor, "*sample example"]:
-        """The metric of every prompt."""
-        return self.function(prediction)
+        """The metric of every prompt.
+
+        Raises:
+            NotFinite: it is NaN or infinite for some.
+        """
+        value = self.function(prediction)
+        if not math.isfinite(float(value.detach().sum())):  # one reduction: the sum is finite iff every term is
+            bad = (~torch.isfinite(value.detach())).reshape(-1, value.shape[-1]).any(0).nonzero().flatten().tolist()
+            raise NotFinite(
+                f"expected a finite {self.name}; it is NaN or infinite on prompts {bad[:10]} of this batch. "
+                "Half precision overflows easily: use float32, or check the prompts and the metric."
+            )
+        return value
 
     def damage(self, value: Tensor, clean: Tensor) -> Tensor:
         """How much worse than the clean run: ``clean - value``, or ``value - clean`` when lower is better."""
