@@ -85,7 +85,8 @@ def _forward(model: LensModel, task: Task) -> Tensor:
     return model.bridge(task.clean)
 
 
-def _forward_backward(model: LensModel, task: Task) -> None:
+def forward_backward(model: LensModel, task: Task) -> None:
+    """A forward of the model's own code and a backward to every parameter."""
     parameters = list(model.bridge.original_model.parameters())
     rows = torch.arange(len(task))
     logits = _forward(model, task)[rows, task.positions]
@@ -99,7 +100,7 @@ def eap(model: LensModel, *, repeats: int, memory: bool) -> Iterator[Row]:
 
     def floor() -> None:
         model.logits(task.corrupt)
-        _forward_backward(model, task)
+        forward_backward(model, task)
 
     def ours() -> Any:
         return atp.scores(MaskedRun(model, task))
@@ -110,7 +111,7 @@ def eap(model: LensModel, *, repeats: int, memory: bool) -> Iterator[Row]:
     )  # fmt: skip
     if not memory:
         return
-    floor_bytes, our_bytes = peak_bytes(lambda: _forward_backward(model, task)), peak_bytes(ours)
+    floor_bytes, our_bytes = peak_bytes(lambda: forward_backward(model, task)), peak_bytes(ours)
     ratio = our_bytes / floor_bytes
     yield Row(
         f"EAP's extra peak memory over forward-and-backward's ({model.name})", our_bytes / 2**20, floor_bytes / 2**20,
@@ -216,6 +217,13 @@ def all_rows(report: Callable[[Row], None], *, quick: bool) -> None:
     bars = {0.02: 10.0, 0.1: 5.0, 0.3: 3.0}
     for row in acdc_rows(middle, random_task(middle), bars=bars, metric="logit_difference", repeats=2):
         report(row)
+    from experiments.benchmarks import patching_rows
+
+    for row in patching_rows.rows(middle, bars=(3.0, 6.0), sample=None, repeats=repeats):
+        report(row)
+    if not quick:
+        for row in patching_rows.rows(gpt2_small(), bars=(2.0, 4.0), sample=96, repeats=3):
+            report(row)
     from circuits.tasks import ioi
 
     shipped = LensModel.load("zoo:ioi", device="cpu")
