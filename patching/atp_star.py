@@ -16,7 +16,7 @@ positions at once rather than as a sum over them, and in the number of surviving
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,21 +123,35 @@ def scores_of(
         for kind in kinds:
             totals[kind].append(sums[kind])
     options = {"qk_fix": qk_fix, "grad_drop": grad_drop, "unit": unit}
-    result = {}
-    for kind in kinds:
-        values = torch.cat(totals[kind]).double()
-        if by_position:
-            values = values[..., chosen]
-        what = KINDS[kind]
-        split = what.parts is not None and parts is not False
-        axes, labels = _axes(
-            what, len(run.model.blocks), range(count_parts(what, run.model)) if split else None, chosen
+    method = "atp_star" if qk_fix or grad_drop else "atp"
+    return {
+        kind: collected(
+            run, kind, torch.cat(totals[kind]), method, options, parts=parts, chosen=chosen, signed=not grad_drop
         )
-        provenance = run.provenance("atp_star" if qk_fix or grad_drop else "atp", {"kind": kind} | options)
-        result[kind] = Effects(
-            values, axes, labels, run.base_metric, run.source_metric, provenance, signed=not grad_drop
-        )
-    return result
+        for kind in kinds
+    }
+
+
+def collected(
+    run: SiteRun,
+    kind: str,
+    values: Float[Tensor, "example ..."],
+    method: str,
+    options: Mapping[str, object],
+    *,
+    parts: bool | None,
+    chosen: list[int | None],
+    signed: bool = True,
+) -> Effects:
+    """Effects of one kind as a labelled array; ``chosen`` positions are picked where there are any."""
+    values = values.double()
+    if chosen != [None]:
+        values = values[..., chosen]
+    what = KINDS[kind]
+    split = what.parts is not None and parts is not False
+    axes, labels = _axes(what, len(run.model.blocks), range(count_parts(what, run.model)) if split else None, chosen)
+    provenance = run.provenance(method, {"kind": kind} | dict(options))
+    return Effects(values, axes, labels, run.base_metric, run.source_metric, provenance, signed=signed)
 
 
 def _check(run: SiteRun, kinds: Sequence[str], *, grad_drop: bool, unit: str) -> None:
@@ -224,7 +238,7 @@ class _Tape:
         else:
             outputs = [self.seen["resid_mid", layer]]
         if outputs[0].shape != weights[0].shape:
-            weights[0] = self.widen(weights[0], outputs[0].shape[-2])
+            weights[0] = _spread(weights[0], self.part)
         kinds = set() if what == "block" else self._inside(layer, what)
         before = self._grad(
             outputs,
@@ -240,13 +254,6 @@ class _Tape:
         if what == "mlp" and not self.parallel:
             kinds.add("resid_mid")
         return {kind for kind in kinds if (kind, layer) in self.seen}
-
-    def widen(self, value: Tensor, length: int) -> Tensor:
-        """A value at the answer positions, with zeros at all others."""
-        whole = value.new_zeros((*value.shape[:-2], length, value.shape[-1]))
-        rows = torch.arange(len(self.part.answer), device=value.device)
-        whole[..., rows, self.part.answer, :] = value[..., 0, :]
-        return whole
 
 
 @dataclass(frozen=True)
@@ -284,16 +291,27 @@ def _local_effects(
             else:
                 shape = (value.shape[0], length)
             effect = value.new_zeros(shape) if gradient is None else site.effect(gradient, gradient.shape[-2] != length)
-            if kind == "neurons":
-                effect = effect.permute(0, 2, 1)  # example neuron pos
-            elif KINDS[kind].parts:
-                effect = effect.transpose(0, 1)  # example part pos
-            if KINDS[kind].parts and parts is False:
-                effect = effect.sum(1)
-            rows.append(effect if by_position else effect.sum(-1))
+            rows.append(arranged(kind, effect, parts=parts, by_position=by_position))
         return torch.stack(rows, dim=1)
 
     return effects
+
+
+def contracted(kind: str, change: Tensor, gradient: Tensor) -> Tensor:
+    """``change · gradient`` over the width of a site, neurons one by one."""
+    product = change * gradient
+    return product if kind == "neurons" else product.sum(-1)
+
+
+def arranged(kind: str, effect: Tensor, *, parts: bool | None, by_position: bool) -> Float[Tensor, "example ..."]:
+    """Effects of one layer, as `contracted` gives them, as [example, (part,) (pos)]."""
+    if kind == "neurons":
+        effect = effect.permute(0, 2, 1)
+    elif KINDS[kind].parts:
+        effect = effect.transpose(0, 1)
+    if KINDS[kind].parts and parts is False:
+        effect = effect.sum(1)
+    return effect if by_position else effect.sum(-1)
 
 
 def _linear_effect(part: _Part, kind: str, layer: int, _by_position: bool) -> Callable[[Tensor, bool], Tensor]:
