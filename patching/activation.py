@@ -138,6 +138,30 @@ class SiteRun:
             columns.append(part.run(patches, self.memory, self._bytes, shown))
         return torch.cat(columns, dim=1)
 
+    def jointly(
+        self, units: Sequence[Patch]
+    ) -> Callable[[Bool[Tensor, "subset unit"]], Float[Tensor, "subset example"]]:
+        """A function from subsets of units to the effects of patching all units of each subset together.
+
+        What `verification` works on.
+
+        Args:
+            units: the sites of every unit.
+
+        Example:
+            >>> from patching import toy
+            >>> run = SiteRun(toy.model(), toy.task())
+            >>> effect = run.jointly([(Site("z", 0, 0),), (Site("z", 0, 1),)])
+            >>> tuple(effect(torch.tensor([[True, False], [True, True]])).shape)
+            (2, 4)
+        """
+
+        def effects(subsets: Bool[Tensor, "subset unit"]) -> Float[Tensor, "subset example"]:
+            patches = [tuple(site for i in row.nonzero().flatten().tolist() for site in units[i]) for row in subsets]
+            return self(patches) - self.base_metric
+
+        return effects
+
     def _check(self, site: Site) -> None:
         kind = kind_of(site.kind, self.model.architecture)
         layers, parts = len(self.model.blocks), count_parts(kind, self.model)

@@ -15,10 +15,11 @@ from patching import toy
 from patching.ablations import gaussian_noise
 from patching.activation import Patch, SiteRun, sweep
 from patching.errors import InvalidOption, InvalidTask
-from patching.lens import LensModel
+from patching.lens import LensModel, native_bridge
 from patching.masked import MaskedRun
 from patching.sites import KINDS, Site, count_parts
 from patching.task import Task
+from patching.toy import _weight
 from tests import tiny
 from tests.oracle import EVERY_LOGIT, logit_difference, tolerance
 from tests.patching.test_exact import without_norm
@@ -219,6 +220,52 @@ def test_patches_do_not_depend_on_company_or_memory(
     torch.testing.assert_close(run(others)[1], alone, rtol=0, atol=SAME)
     torch.testing.assert_close(small(others)[1], alone, rtol=0, atol=SAME)
     assert len(small.parts) == 3
+
+
+def test_subsets_are_patched_together() -> None:
+    run = run_of("gpt2")
+    units: list[Patch] = [
+        (Site("z", 0, 1),),
+        (Site("z", 1, 3), Site("mlp_out", 0)),
+        (Site("resid_pre", 1, position=5),),
+    ]
+    subsets = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
+    found = run.jointly(units)(subsets)
+    expected = run([units[0] + units[2], (), units[0] + units[1] + units[2]]) - run.base_metric
+    torch.testing.assert_close(found, expected)
+    assert bool((found[1] == 0).all())
+    assert bool((found[2] != 0).all())
+
+
+@pytest.mark.parametrize("gate", ["and", "or"])
+def test_gates_by_direction(gate: str) -> None:
+    """Noising finds each input of AND and neither of OR; denoising the other way round."""
+    bridge = native_bridge(
+        d_model=4, d_head=1, n_layers=1, n_ctx=4, n_heads=2, d_vocab=4, attn_only=False, act_fn="relu", d_mlp=1,
+        normalization_type=None, dtype=torch.float64,
+    )  # fmt: skip
+    parts = bridge.original_model
+    with torch.no_grad():
+        for parameter in parts.parameters():
+            parameter.zero_()
+        parts.tok_embed.weight.copy_(torch.eye(4))
+        parts.head.weight.copy_(torch.eye(4))
+        attention, inner = parts.layers[0].attn, parts.layers[0].mlp.original_component
+        for number in (0, 1):  # a and b: both heads copy e0 to e2, and for OR to e3
+            _weight(attention.v)[number, 0] = 1.0
+            _weight(attention.o)[2, number] = 1.0
+            _weight(attention.o)[3, number] = float(gate == "or")
+        _weight(inner.fc_in)[0, 2] = 1.0
+        getattr(inner.fc_in, "original_component", inner.fc_in).bias.fill_(-1.0)
+        _weight(inner.fc_out)[3, 0] = (
+            1.0 if gate == "and" else -1.0
+        )  # and: relu(a + b - 1); or: a + b - relu(a + b - 1)
+    one = torch.ones(1, 1, dtype=torch.long)
+    task = Task(gate, 0 * one, one, 3 * one, one, torch.zeros(1, dtype=torch.long))
+    model = LensModel.wrap(bridge, name=gate)
+    noising, denoising = (sweep(SiteRun(model, task, direction=d), "z").values[0, 0] for d in ("noising", "denoising"))
+    assert noising.tolist() == ([-1.0, -1.0] if gate == "and" else [0.0, 0.0])
+    assert denoising.tolist() == ([0.0, 0.0] if gate == "and" else [1.0, 1.0])
 
 
 # --- sweeps ---------------------------------------------------------------------------------------------------------
