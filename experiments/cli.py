@@ -18,7 +18,8 @@ import typer
 from experiments import environment
 
 if TYPE_CHECKING:
-    from experiments.config import Config
+    from experiments.config import Config, PatchConfig
+    from experiments.patch import Patched
     from experiments.saved_runs import Saved
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -175,6 +176,92 @@ def discover(
 
 @app.command(rich_help_panel="Run")
 @sentences
+def patch(
+    task: Annotated[str, typer.Argument(help="The behaviour, such as ioi. `wiretrace tasks` lists them.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A model that ships (zoo:ioi), a folder in Hugging Face format, or a hub name (gpt2). "
+            "[default: the one that ships for the task]"
+        ),
+    ] = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="What is patched: resid_pre, q, k, v, pattern, z, attn_out, resid_mid, neurons, mlp_out or "
+            "resid_post. `wiretrace methods` says what each is."
+        ),
+    ] = "z",
+    method: Annotated[
+        str, typer.Option(help="exact (every patch is run), or the estimates atp and atp_star (AtP*).")
+    ] = "exact",
+    direction: Annotated[
+        str,
+        typer.Option(help="noising (ablated values into the clean run) or denoising (clean values into the ablated)."),
+    ] = "noising",
+    ablation: Annotated[
+        str,
+        typer.Option(
+            help="Where ablated values come from: corrupt, zero, mean, mean-positional, mean-clean, resample or "
+            "gaussian-noise."
+        ),
+    ] = "corrupt",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What the run is judged by: logit_difference, log_probability, probability, "
+            "probability_difference, loss or kl. [default: the task's own]"
+        ),
+    ] = None,
+    positions: Annotated[
+        bool, typer.Option("--positions", help="Each position by itself; a layer's heads are then patched together.")
+    ] = False,
+    window: Annotated[
+        int, typer.Option(help="Layers patched together, around each; a layer's heads are then patched together.")
+    ] = 1,
+    no_qk_fix: Annotated[
+        bool, typer.Option("--no-qk-fix", help="For atp_star: queries and keys to first order too.")
+    ] = False,
+    no_grad_drop: Annotated[
+        bool, typer.Option("--no-grad-drop", help="For atp_star: one gradient, so that effects keep their sign.")
+    ] = False,
+    prompts: Annotated[int, typer.Option("--prompts", "--n", help="Prompts, of the training split.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. [default: the first GPU, else cpu]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory. [default: runs/TASK-patch-KIND]")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Patch every head or layer in turn and see what that does: effects, heat map and report in a run directory.
+
+    Examples: `wiretrace patch ioi` · `wiretrace patch ioi --kind resid_pre --positions` ·
+    `wiretrace patch ioi --kind q --method atp_star --out runs/queries`
+    """
+    from experiments.config import PatchConfig, default_model
+
+    config = PatchConfig(
+        task=task,
+        model=default_model(task) if model is None else model,
+        kind=kind,
+        method=method,
+        direction=direction,
+        ablation=ablation,
+        metric=metric,
+        positions=positions,
+        window=window,
+        qk_fix=not no_qk_fix,
+        grad_drop=not no_grad_drop,
+        prompts=prompts,
+        seed=seed,
+        device=device,
+    )
+    _patch(config, out=out or Path("runs") / f"{task}-patch-{kind}", overwrite=overwrite, quiet=quiet)
+
+
+@app.command(rich_help_panel="Run")
+@sentences
 def run(
     config: Annotated[Path, typer.Argument(help="A TOML file, such as the config.toml of a run.")],
     out: Annotated[Path, typer.Option(help="The run directory.")],
@@ -183,9 +270,13 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Make a run from its config file: `wiretrace run runs/ioi/config.toml --out runs/again`."""
-    from experiments.config import load
+    from experiments.config import Config, load
 
-    _run(load(config), out=out, overwrite=overwrite, resume=resume, quiet=quiet)
+    loaded = load(config)
+    if isinstance(loaded, Config):
+        _run(loaded, out=out, overwrite=overwrite, resume=resume, quiet=quiet)
+    else:
+        _patch(loaded, out=out, overwrite=overwrite, quiet=quiet)
 
 
 def _run(config: Config, *, out: Path, overwrite: bool, resume: bool, quiet: bool) -> None:
@@ -199,6 +290,17 @@ def _run(config: Config, *, out: Path, overwrite: bool, resume: bool, quiet: boo
         _print_run(made)
 
 
+def _patch(config: PatchConfig, *, out: Path, overwrite: bool, quiet: bool) -> None:
+    from experiments.patch import patch
+    from experiments.progress_display import display
+
+    made = patch(config, out=out, overwrite=overwrite, show=display(quiet=quiet))
+    if quiet:
+        typer.echo(str(made.folder))
+    else:
+        _print_patched(made)
+
+
 # ------------------------------------------------------------------------------------------------- looking at runs
 
 
@@ -207,10 +309,14 @@ def _run(config: Config, *, out: Path, overwrite: bool, resume: bool, quiet: boo
 def show(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/ioi.")],
 ) -> None:
-    """Print what a run found, and its strongest edges."""
+    """Print what a run found, and its strongest edges, or the largest effects of patching."""
+    from experiments import patch
     from experiments.saved_runs import saved
     from graphs.circuit import visible
 
+    if patch.is_patched(folder):
+        _print_patched(patch.saved(folder))
+        return
     made = saved(folder)
     _print_run(made)
     for row in made.report["strongest"]:
@@ -277,10 +383,10 @@ def tasks() -> None:
 @app.command(rich_help_panel="What there is")
 @sentences
 def methods() -> None:
-    """List the methods, metrics and ablations."""
+    """List the methods, metrics, ablations, and what can be patched."""
     from experiments import listings
 
-    _print(listings.method_table(), listings.choices("metric"), listings.choices("ablation"))
+    _print(listings.method_table(), *map(listings.choices, listings.CHOICES))
 
 
 @app.command(rich_help_panel="What there is")
@@ -309,3 +415,13 @@ def _print_run(made: Saved) -> None:
     for note in made.report["notes"]:
         typer.echo(f"Note: {visible(note)}")
     typer.echo(f"Figure: {made.folder / 'circuit.svg'}")
+
+
+def _print_patched(made: Patched) -> None:
+    from experiments import patch
+
+    head, largest = patch.table(made)
+    _print(head, largest)
+    for note in patch.notes(made.config, made.effects):
+        typer.echo(f"Note: {note}")
+    typer.echo(f"Figure: {made.folder / 'heatmap.svg'}")

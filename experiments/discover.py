@@ -24,7 +24,7 @@ from circuits import tasks
 from circuits.methods import METHODS
 from experiments import config as settings
 from experiments import environment, report, saved_runs
-from experiments.config import Config, command_line
+from experiments.config import Config, PatchConfig, command_line
 from experiments.decision_log import Row
 from experiments.errors import BadConfig, Interrupted, NoMemory
 from experiments.model_files import digests, zoo
@@ -123,7 +123,7 @@ def prepare(config: Config, *, show: Display) -> Stage:
     return Stage(model, search, held_out, time.perf_counter() - start)
 
 
-def _load(config: Config) -> LensModel:
+def _load(config: Config | PatchConfig) -> LensModel:
     from patching.errors import ModelNotFound
     from patching.lens import LensModel
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from circuits import tasks
 from circuits.methods import METHODS
-from experiments.config import ABLATIONS, METRICS
+from experiments.config import ABLATIONS, KINDS, METRICS, PATCHING
 from experiments.model_files import FAMILIES, describe, zoo
 
 if TYPE_CHECKING:
@@ -53,11 +53,20 @@ def method_table() -> Table:
     return grid
 
 
+CHOICES = {
+    "metric": ("what it is", METRICS),
+    "ablation": ("what an ablated edge carries", ABLATIONS),
+    "kind": ("what `wiretrace patch --kind` patches", KINDS),
+    "patching": ("what `wiretrace patch --method` does", PATCHING),
+}
+
+
 def choices(what: str) -> Table:
-    """The metrics or the ablations, in words."""
-    grid = _table(what, "what it is" if what == "metric" else "what an ablated edge carries")
-    for name, words in (METRICS if what == "metric" else ABLATIONS).items():
-        grid.add_row(name, words)
+    """The choices of one sort, a key of `CHOICES`, in words."""
+    words, known = CHOICES[what]
+    grid = _table(what, words)
+    for name, meaning in known.items():
+        grid.add_row(name, meaning)
     return grid
 
 

@@ -35,7 +35,11 @@ STATUS: Final = "status.json"
 CONFIG: Final = "config.toml"
 ENVIRONMENT: Final = "env.json"
 DECISIONS: Final = "decisions.jsonl"
-RESULTS: Final = ("circuit.json", "circuit.graphml", "circuit.svg", "scores.json", "report.json", "report.md")
+RESULTS: Final = (
+    *("circuit.json", "circuit.graphml", "circuit.svg", "scores.json", "report.json"),
+    *("effects.json", "effects.csv", "heatmap.svg"),
+    "report.md",
+)
 EXPORTS: Final = ("circuit.pdf", "circuit.png")
 """What `wiretrace export` puts beside the results; out of date once the run is made anew."""
 

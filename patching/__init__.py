@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patching import ablations, activation, atp, atp_star, exact, metrics, toy
+    from patching import ablations, activation, atp, atp_star, exact, metrics, path, toy, verification
     from patching.activation import SiteRun, sweep
     from patching.effects import Effects
     from patching.lens import LensModel
@@ -31,8 +31,10 @@ __all__ = [
     "atp_star",
     "exact",
     "metrics",
+    "path",
     "sweep",
     "toy",
+    "verification",
 ]
 
 _HOMES = {

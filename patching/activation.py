@@ -105,6 +105,8 @@ class SiteRun:
                 for part in self.parts:
                     own = part.source[kind][layer]
                     part.source[kind][layer] = pooled.expand_as(own)
+        for part in self.parts:  # there is no run of these values: what the metric says of the last residual's
+            part.source_metric = part.measure(at(part.source["resid_post"][-1], part.answer)[..., 0, :])
 
     @property
     def base_metric(self) -> Float[Tensor, " example"]:
@@ -113,7 +115,10 @@ class SiteRun:
 
     @property
     def source_metric(self) -> Float[Tensor, " example"]:
-        """The metric of every prompt in the run that supplies the patches."""
+        """The metric of every prompt in the run that supplies the patches.
+
+        Zeros and means are no run; then it is the metric with the final residual replaced by theirs.
+        """
         return torch.cat([part.source_metric for part in self.parts])
 
     def __call__(self, patches: Sequence[Patch], *, progress: Progress = silent) -> Float[Tensor, "patch example"]:
@@ -393,7 +398,7 @@ def sweep(
     if isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= layers:
         raise InvalidOption(f"expected a window of 1 to {layers} layers, as many as the model has; got {window!r}.")
     if parts is None:
-        parts = what.parts in ("head", "group") and window == 1
+        parts = splits(what, None) and window == 1
     if parts and what.parts is None:
         raise InvalidOption(f"expected parts=False: {kind} has no heads, groups or neurons.")
     chosen = _positions(run, positions)
@@ -418,6 +423,11 @@ def sweep(
         values, axes, labels, run.base_metric, run.source_metric, run.provenance("activation patching", options),
         singles=singles,
     )  # fmt: skip
+
+
+def splits(kind: Kind, parts: bool | None) -> bool:
+    """Whether parts are taken one by one: heads and groups by default, neurons on request."""
+    return kind.parts in ("head", "group") if parts is None else parts and kind.parts is not None
 
 
 def _positions(run: SiteRun, positions: bool | Iterable[int]) -> list[int | None]:

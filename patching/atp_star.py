@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from patching.activation import SiteRun, _axes, _Part, _positions
+from patching.activation import SiteRun, _axes, _Part, _positions, splits
 from patching.effects import Effects
 from patching.errors import InvalidOption
 from patching.progress import Progress, silent
@@ -81,7 +81,7 @@ def scores_of(
     Args:
         run: base and source; its direction is that of the effects.
         kinds: names from `sites.KINDS`.
-        parts: each head, group or neuron by itself (default), or a layer's together.
+        parts: each head, group or neuron by itself, or a layer's together; by default heads and groups by themselves.
         positions: each position by itself: True for all, or some of them.
         qk_fix: whether queries and keys get the QK fix; nothing else changes.
         grad_drop: whether to average over dropped layers; values are then absolute (``signed`` is False).
@@ -148,7 +148,7 @@ def collected(
     if chosen != [None]:
         values = values[..., chosen]
     what = KINDS[kind]
-    split = what.parts is not None and parts is not False
+    split = splits(what, parts)
     axes, labels = _axes(what, len(run.model.blocks), range(count_parts(what, run.model)) if split else None, chosen)
     provenance = run.provenance(method, {"kind": kind} | dict(options))
     return Effects(values, axes, labels, run.base_metric, run.source_metric, provenance, signed=signed)
@@ -309,7 +309,7 @@ def arranged(kind: str, effect: Tensor, *, parts: bool | None, by_position: bool
         effect = effect.permute(0, 2, 1)
     elif KINDS[kind].parts:
         effect = effect.transpose(0, 1)
-    if KINDS[kind].parts and parts is False:
+    if KINDS[kind].parts and not splits(KINDS[kind], parts):
         effect = effect.sum(1)
     return effect if by_position else effect.sum(-1)
 

@@ -50,12 +50,12 @@ class Effects:
     singles: Float[Tensor, "example ..."] | None = None
 
     @property
-    def mean(self) -> Float[Tensor, "..."]:
+    def mean(self) -> Float[Tensor, ...]:
         """Mean effect over prompts, in the metric's unit."""
         return self.values.mean(0)
 
     @property
-    def standard_error(self) -> Float[Tensor, "..."]:
+    def standard_error(self) -> Float[Tensor, ...]:
         """Standard error of the mean.
 
         Raises:
@@ -66,17 +66,17 @@ class Effects:
         return self.values.std(0) / math.sqrt(len(self.values))
 
     @property
-    def importance(self) -> Float[Tensor, "..."]:
+    def importance(self) -> Float[Tensor, ...]:
         """Mean over prompts of absolute effects (arXiv 2403.00745, eq. 5)."""
         return self.values.abs().mean(0)
 
     @property
-    def absolute_mean(self) -> Float[Tensor, "..."]:
+    def absolute_mean(self) -> Float[Tensor, ...]:
         """Absolute value of the mean effect: prompts of opposite sign cancel."""
         return self.mean.abs()
 
     @property
-    def normalised(self) -> Float[Tensor, "..."]:
+    def normalised(self) -> Float[Tensor, ...]:
         """Mean effect over the mean gap between the two runs: 0 is the base run, 1 the source run; not clipped.
 
         A ratio of means, as in the literature; prompts with a small gap then weigh little.
@@ -89,7 +89,7 @@ class Effects:
         return self.mean / gap
 
     @property
-    def detected(self) -> Bool[Tensor, "..."]:
+    def detected(self) -> Bool[Tensor, ...]:
         """Effects more than two standard deviations from the mean over the array (arXiv 2309.16042).
 
         None of an array of one: it has no spread.

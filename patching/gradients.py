@@ -79,7 +79,7 @@ def inputs(
         kind: a name from `sites.KINDS`.
         steps: intervals of the path.
         rule: ``left``, ``right``, ``midpoint`` or ``trapezoid``.
-        parts: each head, group or neuron by itself (default), or a layer's together.
+        parts: each head, group or neuron by itself, or a layer's together; by default heads and groups by themselves.
         positions: each position by itself: True for all, or some of them.
         progress: called with the number of gradients taken and to take.
 
@@ -132,7 +132,7 @@ def conductance(
         kind: a name from `sites.KINDS`.
         steps: intervals of the path.
         rule: ``trapezoid``, ``left`` or ``right``; midpoints have no value of their own to step between.
-        parts: each head, group or neuron by itself (default), or a layer's together.
+        parts: each head, group or neuron by itself, or a layer's together; by default heads and groups by themselves.
         positions: each position by itself: True for all, or some of them.
         progress: called with the number of gradients taken and to take.
 
@@ -194,7 +194,7 @@ def activations(
         kind: a name from `sites.KINDS`.
         steps: intervals of the path.
         rule: ``left``, ``right``, ``midpoint`` or ``trapezoid``.
-        parts: each head, group or neuron by itself (default), or a layer's together.
+        parts: each head, group or neuron by itself, or a layer's together; by default heads and groups by themselves.
         positions: each position by itself: True for all, or some of them.
         progress: called with the number of gradients taken and to take.
 
@@ -249,7 +249,7 @@ def relp(
         run: base and source.
         kind: a name from `sites.KINDS`.
         constant_patterns: let no gradient through the attention pattern either (AH rule; off in the paper).
-        parts: each head, group or neuron by itself (default), or a layer's together.
+        parts: each head, group or neuron by itself, or a layer's together; by default heads and groups by themselves.
         positions: each position by itself: True for all, or some of them.
         progress: called with the number of gradients taken and to take.
 

@@ -119,8 +119,8 @@ def kind_of(name: str, architecture: Architecture) -> Kind:
         raise InvalidOption(f"expected a site of an attention-only model ({have}); got {name}, and it has no MLP.")
     if kind.sequential and architecture.parallel:
         raise InvalidOption(
-            f"expected a site of a model with parallel blocks; got {name}, but attention and MLP read the same "
-            "residual there. Use resid_pre or resid_post."
+            f"expected a site that this model has; got {name}, but its blocks are parallel: attention and MLP read the "
+            "same residual. Use resid_pre or resid_post."
         )
     return kind
 

@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("graphs", "patching", "circuits", "experiments", "notebooks")  # each may import those before it
 SHIPPED = LAYERS[:-1]
 LENS_FILE = "patching/lens.py"
-PEER_FILE = "experiments/benchmarks/patching_rows.py"  # TransformerLens's own patching loop is what ours is timed against
+PEER_FILE = (
+    "experiments/benchmarks/patching_rows.py"  # TransformerLens's own patching loop is what ours is timed against
+)
 FIGURE_FILE = "graphs/export/figure.py"
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "types", "core", "misc"}
 HEAVY = ("torch", "numpy", "matplotlib", "pandas", "transformers", "transformer_lens")

@@ -350,7 +350,7 @@ def test_gaussian_noise_needs_tokens() -> None:
         ("gpt2", "resid", {}, "kind of site out of resid_pre"),
         ("attention_only", "mlp_out", {}, "it has no MLP"),
         ("attention_only", "neurons", {}, "it has no MLP"),
-        ("gpt_neox", "resid_mid", {}, "read the same residual"),
+        ("gpt_neox", "resid_mid", {}, "its blocks are parallel"),
         ("gpt2", "z", {"window": 3}, "window of 1 to 2 layers"),
         ("gpt2", "z", {"window": 0}, "window of 1 to 2 layers"),
         ("gpt2", "z", {"positions": []}, "at least one position"),
@@ -387,3 +387,9 @@ def test_bad_runs() -> None:
     one = sweep(SiteRun(toy.model(), task.subset(slice(0, 1))), "z")
     with pytest.raises(InvalidOption, match="at least two prompts"):
         one.standard_error  # noqa: B018
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_replacing_the_last_residual_is_one_whole_effect(ablation: str) -> None:
+    effects = sweep(run_of("gpt2", ablation=ablation), "resid_post")
+    assert float(effects.normalised[-1]) == pytest.approx(1.0)

@@ -40,6 +40,8 @@ def test_plain_scores_are_the_derivative_of_exact_patching(family: str) -> None:
     run, step = run_of(family), 1e-5
     kinds = kinds_of(run.model)
     estimates = atp_star.scores_of(run, kinds, positions=[1, 4, 6], **PLAIN)
+    if "neurons" in kinds:
+        estimates["neurons"] = atp_star.scores(run, "neurons", parts=True, positions=[1, 4, 6], **PLAIN)
     for part in run.parts:
         part.source = {
             kind: [old + step * (new - old) for old, new in zip(part.base[kind], part.source[kind], strict=True)]
@@ -239,7 +241,10 @@ def test_grad_drop_is_the_mean_over_models_with_a_constant_write(family: str, un
         drops = [{(kind, layer)} for layer in range(2) for kind in ("attn_out", "mlp_out")]
     kinds = kinds_of(run.model)
     for positions in (False, True):
-        found = atp_star.scores_of(run, kinds, positions=positions, qk_fix=False, unit=unit)
+        options: dict[str, Any] = {"positions": positions, "qk_fix": False, "unit": unit}
+        found = atp_star.scores_of(run, kinds, **options)
+        if has_mlp:
+            found["neurons"] = atp_star.scores(run, "neurons", parts=True, **options)
         for kind in kinds:
             terms = [dropped_by_hand(run, kind, drop) for drop in drops]
             expected = sum((term if positions else term.sum(-1)).abs() for term in terms)
