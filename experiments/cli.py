@@ -193,7 +193,11 @@ def patch(
         ),
     ] = "z",
     method: Annotated[
-        str, typer.Option(help="exact (every patch is run), or the estimates atp and atp_star (AtP*).")
+        str,
+        typer.Option(
+            help="exact (every patch is run), or an estimate: atp, atp_star, relp, ig_inputs, ig_activations or "
+            "conductance."
+        ),
     ] = "exact",
     direction: Annotated[
         str,
@@ -219,6 +223,13 @@ def patch(
     window: Annotated[
         int, typer.Option(help="Layers patched together, around each; a layer's heads are then patched together.")
     ] = 1,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="Path patching: readers that alone get each head's value, directly or by way of MLPs, such as "
+            "'a2.h5<q>' or 'logits'; several with commas."
+        ),
+    ] = None,
     no_qk_fix: Annotated[
         bool, typer.Option("--no-qk-fix", help="For atp_star: queries and keys to first order too.")
     ] = False,
@@ -237,7 +248,8 @@ def patch(
     """Patch every head or layer in turn and see what that does: effects, heat map and report in a run directory.
 
     Examples: `wiretrace patch ioi` · `wiretrace patch ioi --kind resid_pre --positions` ·
-    `wiretrace patch ioi --kind q --method atp_star --out runs/queries`
+    `wiretrace patch ioi --kind q --method atp_star --out runs/queries` ·
+    `wiretrace patch ioi --to 'a2.h5<q>' --out runs/path`
     """
     from experiments.config import PatchConfig, default_model
 
@@ -251,6 +263,7 @@ def patch(
         metric=metric,
         positions=positions,
         window=window,
+        to=to,
         qk_fix=not no_qk_fix,
         grad_drop=not no_grad_drop,
         prompts=prompts,

@@ -80,6 +80,10 @@ PATCHING: Final[Mapping[str, str]] = {
     "exact": "every place is patched, and the model run on from there",
     "atp": "attribution patching: effects to first order, from one backward pass; misses saturated attention",
     "atp_star": "AtP*: the same with the QK fix and GradDrop; with GradDrop, effects are absolute",
+    "relp": "attribution patching with the backward pass of layer-wise relevance propagation",
+    "ig_inputs": "attribution patching with the mean gradient while the inputs go from base to source (5 steps)",
+    "ig_activations": "the same while one layer's activations go from base to source (5 steps)",
+    "conductance": "gradients times each place's own steps along the path of the inputs (10 steps); adds up over a cut",
 }
 """How effects of patches are found, in words."""
 
@@ -176,6 +180,8 @@ class PatchConfig:
         metric: What the run is judged by; None for the task's own.
         positions: Each position by itself; heads and groups of a layer are then patched together.
         window: How many layers are patched together; only `exact` takes more than one.
+        to: Path patching: readers, separated by commas, that alone get each head's ablated value, directly or by way
+            of MLPs; None for everything that reads it.
         qk_fix: For `atp_star`: whether queries and keys go through the softmax.
         grad_drop: For `atp_star`: whether effects are averaged over gradients without one layer's.
         prompts: How many training-split prompts.
@@ -196,6 +202,7 @@ class PatchConfig:
     metric: str | None = None
     positions: bool = False
     window: int = 1
+    to: str | None = None
     qk_fix: bool = True
     grad_drop: bool = True
     prompts: int = 32
@@ -215,6 +222,11 @@ class PatchConfig:
         _check_range("window", self.window, least=1, most=MOST_LAYERS)
         _check_range("seed", self.seed, least=0, most=2**63 - 1)
         _check_device(self.device)
+        if self.to is not None and (self.method, self.kind, self.positions, self.window) != ("exact", "z", False, 1):
+            raise BadConfig(
+                "expected path patching (--to) of whole heads by the method exact; got another kind, method, window or "
+                "single positions. Leave these at their defaults."
+            )
         if self.window > 1 and self.method != "exact":
             raise BadConfig(
                 f"expected a window of 1: {self.method} estimates single patches; got {self.window}. Use the method "

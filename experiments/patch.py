@@ -180,13 +180,23 @@ def _carry_out(config: PatchConfig, run: SiteRun, directory: RunDirectory, *, lo
 
 
 def _effects(config: PatchConfig, run: SiteRun, progress: Any) -> Effects:
-    from patching import activation, atp_star
+    from patching import activation, atp_star, gradients, path
     from patching.sites import KINDS
 
+    if config.to is not None:
+        return path.sweep_senders(run, config.to.split(","), progress=progress)
     split = KINDS[config.kind].parts in ("head", "group") and config.window == 1 and not config.positions
     places: dict[str, Any] = {"parts": split, "positions": config.positions, "progress": progress}
     if config.method == "exact":
         return activation.sweep(run, config.kind, window=config.window, **places)
+    gradient = {
+        "relp": gradients.relp,
+        "ig_inputs": gradients.inputs,
+        "ig_activations": gradients.activations,
+        "conductance": gradients.conductance,
+    }.get(config.method)
+    if gradient is not None:
+        return gradient(run, config.kind, **places)
     star = config.method == "atp_star"
     return atp_star.scores(
         run, config.kind, qk_fix=star and config.qk_fix, grad_drop=star and config.grad_drop, **places
@@ -417,6 +427,8 @@ def _together(config: PatchConfig) -> str:
         said.append(f"all {'neurons' if config.kind == 'neurons' else 'heads'} of a layer together")
     if config.positions:
         said.append("each position by itself")
+    if config.to is not None:
+        said.append(f"into {config.to} alone, directly or by way of MLPs")
     return f" ({', '.join(said)})" if said else ""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from graphs.atomic import read_text, write_text
 from graphs.errors import BadFile
+from patching.agreement import agreement
 from patching.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -133,9 +134,10 @@ class Effects:
     def compare(self, true: Effects, *, k: int = 10, persistence: float = 0.9) -> dict[str, float]:
         """How well these effects predict others of the same axes.
 
-        Returns Pearson correlation of mean effects (of importances where either is unsigned), Spearman correlation of
-        importances, recall of the true top k, rank-biased overlap (`rank_biased_overlap`), and the number of false
-        negatives: true top-k entries whose importance here is below a tenth of the true one.
+        See `agreement`; mean effects are correlated, or importances where either side is unsigned.
+
+        Raises:
+            InvalidOption: the axes or labels differ.
         """
         if self.axes != true.axes or self.labels != true.labels:
             raise InvalidOption(
@@ -144,16 +146,7 @@ class Effects:
         ours, theirs = self.importance.flatten().double(), true.importance.flatten().double()
         signed = self.signed and true.signed
         values = (self.mean.flatten(), true.mean.flatten()) if signed else (ours, theirs)
-        k = min(k, len(ours))
-        order, target = (x.argsort(descending=True, stable=True).tolist() for x in (ours, theirs))
-        missed = sum(float(ours[i]) < 0.1 * float(theirs[i]) for i in target[:k])
-        return {
-            "pearson": _correlation(*values),
-            "spearman": _correlation(_ranks(ours), _ranks(theirs)),
-            f"recall@{k}": len(set(order[:k]) & set(target[:k])) / k,
-            "rank-biased overlap": rank_biased_overlap(order, target, persistence),
-            f"false negatives@{k}": float(missed),
-        }
+        return agreement(*values, ours, theirs, k=k, persistence=persistence)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per entry, most important first."""
@@ -266,37 +259,3 @@ def _from_document(document: Any) -> Effects:
         arrays["values"], axes, labels, arrays["base_metric"], arrays["source_metric"], provenance, signed=signed,
         singles=arrays["singles"],
     )  # fmt: skip
-
-
-def rank_biased_overlap(a: list[int], b: list[int], persistence: float = 0.9) -> float:
-    """``(1 - p) Σ_d p^(d-1) |a[:d] ∩ b[:d]| / d``, the last agreement extended for ever (Webber et al. 2010, eq. 32).
-
-    1 for equal rankings, near 0 for disjoint tops.
-
-    Example:
-        >>> rank_biased_overlap([0, 1, 2], [0, 1, 2])
-        1.0
-    """
-    seen_a: set[int] = set()
-    seen_b: set[int] = set()
-    total, weight, agreement = 0.0, 1.0, 0.0
-    for depth, (x, y) in enumerate(zip(a, b, strict=True), start=1):
-        seen_a.add(x)
-        seen_b.add(y)
-        agreement = len(seen_a & seen_b) / depth
-        total += (1 - persistence) * weight * agreement
-        weight *= persistence
-    return total + weight * agreement
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks from 0, ties sharing their mean."""
-    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0) - 1
-    return (last - (counts - 1) / 2)[inverse].double()
-
-
-def _correlation(a: Tensor, b: Tensor) -> float:
-    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
-    size = float(a.norm() * b.norm())
-    return float(a @ b) / size if size > 0 else math.nan

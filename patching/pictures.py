@@ -18,7 +18,8 @@ from graphs.atomic import write_bytes
 from graphs.circuit import visible
 from graphs.errors import UnknownFormat
 from graphs.export.figure import _METADATA, _own_settings
-from patching.effects import Effects, _correlation, _ranks
+from patching.agreement import correlation, ranks
+from patching.effects import Effects
 from patching.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def _points(effects: Effects, true: Effects) -> Figure:
     )
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
-    corner = f"Pearson {_figure_of(xs, ys)}\nSpearman {_figure_of(_ranks(xs), _ranks(ys))}"
+    corner = f"Pearson {_figure_of(xs, ys)}\nSpearman {_figure_of(ranks(xs), ranks(ys))}"
     axes.text(0.03, 0.97, corner, transform=axes.transAxes, fontsize=_SIZE, color=_INK, va="top", linespacing=1.35)
     scale = 190.0 / (high - low)
     dots = [((float(x) - low) * scale, (float(y) - low) * scale) for x, y in zip(xs, ys, strict=True)]
@@ -328,7 +329,7 @@ def _placed(
 
 
 def _figure_of(a: Tensor, b: Tensor) -> str:
-    value = _correlation(a, b)
+    value = correlation(a, b)
     return "undefined" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
 
 

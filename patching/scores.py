@@ -18,6 +18,7 @@ from graphs.atomic import write_text
 from graphs.components import Architecture, ComponentGraph
 from graphs.errors import UnknownEdge, UnknownNode
 from graphs.nodes import Edge, Node
+from patching.agreement import agreement
 from patching.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -117,19 +118,12 @@ class Scores:
         return tuple(self.units[i] for i in self.ranking(signed=signed)[:n])  # type: ignore[return-value]
 
     def compare(self, true: Scores, *, k: int = 10) -> dict[str, float]:
-        """How well these scores predict others: Pearson and Spearman correlation, and recall of the true top k."""
+        """How well these scores predict others; see `agreement`."""
         if len(true) != len(self) or true.level != self.level:
             raise InvalidOption(
                 f"expected scores of the same units; got {len(self):,} {self.level}s and {len(true):,} {true.level}s."
             )
-        k = min(k, len(self))
-        ranks = [scores.importance.argsort().argsort().double() for scores in (self, true)]
-        found = set(self.ranking()[:k]) & set(true.ranking()[:k])
-        return {
-            "pearson": _correlation(self.values, true.values),
-            "spearman": _correlation(ranks[0], ranks[1]),
-            f"recall@{k}": len(found) / k,
-        }
+        return agreement(self.values, true.values, self.importance, true.importance, k=k)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per unit, most important first."""
@@ -193,9 +187,3 @@ class Scores:
 
     def _repr_html_(self) -> str:
         return self.to_frame().head(20).to_html(index=False)
-
-
-def _correlation(a: Tensor, b: Tensor) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    size = float(a.norm() * b.norm())
-    return float(a @ b) / size if size > 0 else math.nan

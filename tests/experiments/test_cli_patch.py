@@ -441,3 +441,44 @@ def test_help_and_refusals_load_no_torch(finished):
         [sys.executable, "-c", program, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert result.stdout.endswith("nothing heavy\n"), result.stderr
+
+
+# ------------------------------------------------------------------------------------ other methods, path patching
+
+
+@pytest.mark.parametrize("method", ["relp", "ig_inputs", "ig_activations", "conductance"])
+def test_gradient_methods_are_those_of_the_library(patch, tmp_path, method, tiny_model):
+    from circuits import tasks
+    from patching import gradients
+    from patching.activation import SiteRun
+    from patching.lens import LensModel
+
+    assert patch(tmp_path / "run", "--kind", "mlp_out", "--method", method).exit_code == 0
+    made = Effects.load(tmp_path / "run" / "effects.json")
+    assert made.provenance["method"] == method
+    model = LensModel.load(tiny_model, device="cpu")
+    task = tasks.load("ioi").make(model, n=4, seed=0, split="train")
+    function = {"ig_inputs": gradients.inputs, "ig_activations": gradients.activations}.get(method)
+    expected = (function or getattr(gradients, method))(SiteRun(model, task), "mlp_out")
+    torch.testing.assert_close(made.values, expected.values)
+
+
+def test_path_patching_is_that_of_the_library(patch, tmp_path, tiny_model):
+    from circuits import tasks
+    from patching import path
+    from patching.activation import SiteRun
+    from patching.lens import LensModel
+
+    result = patch(tmp_path / "run", "--to", "logits")
+    assert result.exit_code == 0, result.stderr
+    assert "into logits alone" in re.sub(r"\s+", " ", result.stdout)
+    made = Effects.load(tmp_path / "run" / "effects.json")
+    model = LensModel.load(tiny_model, device="cpu")
+    task = tasks.load("ioi").make(model, n=4, seed=0, split="train")
+    torch.testing.assert_close(made.values, path.sweep_senders(SiteRun(model, task), ["logits"]).values)
+
+
+def test_path_patching_takes_whole_heads(patch, tmp_path):
+    said = refused(patch(tmp_path / "run", "--to", "logits", "--kind", "mlp_out"))
+    assert "path patching (--to) of whole heads" in said
+    assert "no node a9.h9" in refused(patch(tmp_path / "run", "--to", "a9.h9<q>"))

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graphs.errors import WriteFailed
-from patching.effects import Effects, _ranks, rank_biased_overlap
+from patching.agreement import rank_biased_overlap
+from patching.agreement import ranks as shared_ranks
+from patching.effects import Effects
 from patching.errors import InvalidOption
 
 
@@ -118,7 +120,7 @@ def test_rank_biased_overlap_is_symmetric_and_between_0_and_1(order: list[int], 
     [([3, 1, 2], [2, 0, 1]), ([5, 1, 5, 0], [2.5, 1, 2.5, 0]), ([7, 7, 7], [1, 1, 1]), ([0, 2, 0], [0.5, 2, 0.5])],
 )
 def test_ties_share_their_mean_rank(values: list[float], ranks: list[float]) -> None:
-    assert _ranks(torch.tensor(values, dtype=torch.float64)).tolist() == ranks
+    assert shared_ranks(torch.tensor(values, dtype=torch.float64)).tolist() == ranks
 
 
 def test_comparison_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from patching import atp_star, gradients
 from patching.activation import SiteRun, sweep
 from patching.errors import InvalidOption
 from patching.gradients import _gradients, _relevance_model, _straight
+from patching.lens import LensModel
 from patching.sites import Start, forward
 from tests import tiny
 from tests.oracle import EVERY_LOGIT
@@ -164,3 +166,24 @@ def test_batches_and_progress() -> None:
 def test_bad_options(method: Callable[..., Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidOption, match=message):
         method(run_of("gpt2"), "z", **options)
+
+
+def test_a_dead_neuron_gets_nothing_and_names_do_not_matter() -> None:
+    """Conductance by neuron: 0 where the output weights are 0, and permuted when neurons are (P5.3)."""
+    hugging_face = tiny.hugging_face("gpt2")
+    order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        hugging_face.transformer.h[0].mlp.c_proj.weight[7] = 0.0
+        plain = LensModel.wrap(copy.deepcopy(hugging_face), name="plain")
+        mlp = hugging_face.transformer.h[0].mlp
+        mlp.c_fc.weight.copy_(mlp.c_fc.weight[:, order].clone())
+        mlp.c_fc.bias.copy_(mlp.c_fc.bias[order].clone())
+        mlp.c_proj.weight.copy_(mlp.c_proj.weight[order].clone())
+        permuted = LensModel.wrap(hugging_face, name="permuted")
+    one, other = (
+        gradients.conductance(SiteRun(model, tiny.task(n=2)), "neurons", parts=True).values[:, 0]
+        for model in (plain, permuted)
+    )
+    assert bool((one[:, 7] == 0).all())
+    assert int((one != 0).all(0).sum()) == 127
+    torch.testing.assert_close(other, one[:, order], rtol=0, atol=SAME)

@@ -75,7 +75,9 @@ def test_comparison_with_numpy() -> None:
 
 
 def test_comparison_with_itself_is_perfect() -> None:
-    assert of_edges().compare(of_edges(), k=100) == pytest.approx({"pearson": 1.0, "spearman": 1.0, "recall@13": 1.0})
+    assert of_edges().compare(of_edges(), k=100) == pytest.approx(
+        {"pearson": 1.0, "spearman": 1.0, "recall@13": 1.0, "rank-biased overlap": 1.0, "false negatives@13": 0.0}
+    )
 
 
 def test_comparison_of_constants_is_undefined_not_wrong() -> None:
