@@ -87,7 +87,7 @@ def discover(
     if plan(out, identity, overwrite=overwrite, resume=resume) == "finished":
         show.say(f"{out} holds this run already, finished. To do it again, add --overwrite.")
         return saved_runs.saved(out)
-    with _stoppable(), _enough_memory():
+    with stoppable(), enough_memory():
         try:
             stage = prepare(config, show=show)
         except KeyboardInterrupt:
@@ -115,7 +115,7 @@ def prepare(config: Config, *, show: Display) -> Stage:
     """
     start = time.perf_counter()
     show.say(f"Loading {config.model} …")
-    model = _load(config)
+    model = load_model(config)
     if config.n is not None and config.n > model.graph.n_edges:
         raise BadConfig(f"expected n to be at most {model.graph.n_edges:,}, the edges of this model; got {config.n:,}.")
     search = _run_on(model, config, split=SEARCH_SPLIT, n=config.prompts)
@@ -123,7 +123,8 @@ def prepare(config: Config, *, show: Display) -> Stage:
     return Stage(model, search, held_out, time.perf_counter() - start)
 
 
-def _load(config: Config | PatchConfig) -> LensModel:
+def load_model(config: Config | PatchConfig) -> LensModel:
+    """The model of a config, on its device; one thread where more would only wait for each other."""
     from patching.errors import ModelNotFound
     from patching.lens import LensModel
 
@@ -195,7 +196,7 @@ def _carry_out(config: Config, stage: Stage, directory: RunDirectory, *, show: D
             "evaluate": evaluated - searched,
             "total": stage.seconds + evaluated - start,
         },
-        device=_device_name(stage.model),
+        device=device_name(stage.model),
     )
     if scores is not None:
         scores = replace(scores, provenance=dict(scores.provenance) | made)
@@ -215,12 +216,12 @@ def _write_settings(config: Config, stage: Stage, directory: RunDirectory) -> No
         comments.append(f"No device is named: it was {stage.model.device}.")
     directory.write(CONFIG, settings.to_toml(config, comments=tuple(comments)))
     record = environment.record(
-        device=_device_name(stage.model),
+        device=device_name(stage.model),
         threads=torch.get_num_threads(),
         seed=config.seed,
         model_files=dict(directory.identity["model_files"]),
     )
-    directory.write(ENVIRONMENT, _json(record))
+    directory.write(ENVIRONMENT, to_json(record))
 
 
 def _search(
@@ -274,7 +275,8 @@ def _baselines(run: MaskedRun) -> dict[str, Any]:
     }
 
 
-def _device_name(model: LensModel) -> str:
+def device_name(model: LensModel) -> str:
+    """Where a model is, with the name of a GPU."""
     if model.device.type != "cuda":
         return str(model.device)
     import torch
@@ -293,11 +295,12 @@ def _write_results(
     export(circuit, folder / "circuit.svg")
     if scores is not None:
         scores.save(folder / "scores.json")
-    (folder / "report.json").write_text(_json(document), encoding="utf-8")
+    (folder / "report.json").write_text(to_json(document), encoding="utf-8")
     (folder / "report.md").write_text(report.markdown(document, folder=named), encoding="utf-8")
 
 
-def _json(document: Mapping[str, Any]) -> str:
+def to_json(document: Mapping[str, Any]) -> str:
+    """The text of a JSON file."""
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
@@ -306,7 +309,7 @@ def _json(document: Mapping[str, Any]) -> str:
 
 def _interrupt(config: Config, directory: RunDirectory) -> str:
     """Mark the run as interrupted; returns what to tell the user."""
-    with _deaf():
+    with deaf():
         directory.set("interrupted")
         made = len(directory.decisions().rows)
     kept = f"The {made:,} decisions made so far are kept in" if made else "Nothing was decided yet in"
@@ -315,14 +318,14 @@ def _interrupt(config: Config, directory: RunDirectory) -> str:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """Let SIGTERM end a run as Ctrl-C does, for as long as the block lasts."""
     with _handling(signal.default_int_handler):
         yield
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
+def deaf() -> Iterator[None]:
     """Let nobody interrupt the few lines that say a run was interrupted."""
     with _handling(signal.SIG_IGN):
         yield
@@ -346,7 +349,7 @@ def _handled(handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
 
 
 @contextmanager
-def _enough_memory() -> Iterator[None]:
+def enough_memory() -> Iterator[None]:
     """Running out of memory is said in a sentence."""
     try:
         yield

@@ -21,12 +21,12 @@ from experiments import environment
 from experiments.config import ABLATIONS, DIRECTIONS, KINDS, METRICS, PATCHING, PatchConfig, patch_command
 from experiments.discover import (
     SEARCH_SPLIT,
-    _deaf,
-    _device_name,
-    _enough_memory,
-    _json,
-    _load,
-    _stoppable,
+    deaf,
+    device_name,
+    enough_memory,
+    load_model,
+    stoppable,
+    to_json,
 )
 from experiments.errors import BadRun, Interrupted
 from experiments.model_files import digests
@@ -86,7 +86,7 @@ def patch(config: PatchConfig, *, out: Path, overwrite: bool = False, show: Disp
         show.say(f"{out} holds this run already, finished. To do it again, add --overwrite.")
         return saved(out)
     made = [each for each in (out, *out.parents) if not each.exists()]
-    with _stoppable(), _enough_memory():
+    with stoppable(), enough_memory():
         try:
             run, seconds = prepare(config, show=show)
         except KeyboardInterrupt:
@@ -95,7 +95,7 @@ def patch(config: PatchConfig, *, out: Path, overwrite: bool = False, show: Disp
             try:
                 _carry_out(config, run, directory, loading=seconds, show=show)
             except KeyboardInterrupt:
-                with _deaf():
+                with deaf():
                     directory.discard(made=made)
                 raise Interrupted(f"Interrupted. Nothing is left in {out}.") from None
     return saved(out)
@@ -123,7 +123,7 @@ def prepare(config: PatchConfig, *, show: Display) -> tuple[SiteRun, float]:
 
     start = time.perf_counter()
     show.say(f"Loading {config.model} …")
-    model = _load(config)
+    model = load_model(config)
     kind_of(config.kind, model.architecture)
     task = tasks.load(config.task).make(model, n=config.prompts, seed=config.seed, split=SEARCH_SPLIT)
     run = SiteRun(model, task, ablation=config.ablation, direction=config.direction, metric=config.metric)
@@ -174,7 +174,7 @@ def _carry_out(config: PatchConfig, run: SiteRun, directory: RunDirectory, *, lo
         "model_files": dict(directory.identity["model_files"]),
     }
     effects = replace(effects, provenance=dict(effects.provenance) | made)
-    page = markdown(config, effects, folder=directory.path, seconds=seconds, device=_device_name(run.model))
+    page = markdown(config, effects, folder=directory.path, seconds=seconds, device=device_name(run.model))
     directory.publish(lambda folder: _write_results(folder, config, effects, page))
     directory.set("finished")
 
@@ -213,12 +213,12 @@ def _write_settings(config: PatchConfig, run: SiteRun, directory: RunDirectory) 
         comments.append(f"No device is named: it was {run.model.device}.")
     directory.write(CONFIG, settings.to_toml(config, comments=tuple(comments)))
     record = environment.record(
-        device=_device_name(run.model),
+        device=device_name(run.model),
         threads=torch.get_num_threads(),
         seed=config.seed,
         model_files=dict(directory.identity["model_files"]),
     )
-    directory.write(ENVIRONMENT, _json(record))
+    directory.write(ENVIRONMENT, to_json(record))
 
 
 def _write_results(folder: Path, config: PatchConfig, effects: Effects, page: str) -> None:

@@ -89,11 +89,11 @@ class SiteRun:
         prompts = self.ablation.prompts(task)
         clean, other = model.embed(task.clean), self.ablation.embed(model, task, prompts)
         base, source = (clean, other) if self.direction == "noising" else (other, clean)
-        size = max(1, min(len(task), self.memory // max(1, 2 * self._bytes(1, self.length))))
-        self.parts: list[_Part] = []
+        size = max(1, min(len(task), self.memory // max(1, 2 * self.patch_bytes(1, self.length))))
+        self.parts: list[Part] = []
         for first in range(0, len(task), size):
             rows = slice(first, first + size)
-            self.parts.append(_Part(model, task.subset(rows), self.metric, clean[rows], base[rows], source[rows]))
+            self.parts.append(Part(model, task.subset(rows), self.metric, clean[rows], base[rows], source[rows]))
         combine = self.ablation.combine
         if combine is None:
             return
@@ -140,7 +140,7 @@ class SiteRun:
             def shown(done: int, _total: int, before: int = number * len(patches)) -> None:
                 progress(before + done, len(self.parts) * len(patches))
 
-            columns.append(part.run(patches, self.memory, self._bytes, shown))
+            columns.append(part.run(patches, self.memory, self.patch_bytes, shown))
         return torch.cat(columns, dim=1)
 
     def jointly(
@@ -180,7 +180,7 @@ class SiteRun:
                 f"expected a position from 0 to {self.length - 1}, the longest prompt's last; got {site.position}."
             )
 
-    def _bytes(self, examples: int, positions: int) -> int:
+    def patch_bytes(self, examples: int, positions: int) -> int:
         """Bytes of the temporaries of one patch."""
         model = self.model
         mlp = count_parts(KINDS["neurons"], model) if model.architecture.has_mlp else 0
@@ -212,7 +212,7 @@ class SiteRun:
         )
 
 
-class _Part:
+class Part:
     """Some prompts, with every activation of both runs."""
 
     def __init__(
@@ -326,7 +326,7 @@ class _Part:
 class _Replace:
     """A visitor that puts the source's values where the patches say."""
 
-    def __init__(self, part: _Part, patches: list[list[Site]], first: int) -> None:
+    def __init__(self, part: Part, patches: list[list[Site]], first: int) -> None:
         self.part, self.first, self.samples = part, first, len(patches)
         self.todo: dict[tuple[str, int], list[tuple[int, Site]]] = defaultdict(list)
         for sample, sites in enumerate(patches):
@@ -401,7 +401,7 @@ def sweep(
         parts = splits(what, None) and window == 1
     if parts and what.parts is None:
         raise InvalidOption(f"expected parts=False: {kind} has no heads, groups or neurons.")
-    chosen = _positions(run, positions)
+    chosen = chosen_positions(run, positions)
     members = range(count_parts(what, run.model)) if parts else (None,)
     spans = [range(max(0, layer - window // 2), min(layers, layer + (window + 1) // 2)) for layer in range(layers)]
     patches = [
@@ -411,7 +411,7 @@ def sweep(
         for position in chosen
     ]
     effects = (run(patches, progress=progress) - run.base_metric).T
-    axes, labels = _axes(what, layers, members if parts else None, chosen)
+    axes, labels = axes_of(what, layers, members if parts else None, chosen)
     shape = [len(known) for known in labels]
     values = effects.reshape(len(effects), *shape)
     singles = None
@@ -430,7 +430,12 @@ def splits(kind: Kind, parts: bool | None) -> bool:
     return kind.parts in ("head", "group") if parts is None else parts and kind.parts is not None
 
 
-def _positions(run: SiteRun, positions: bool | Iterable[int]) -> list[int | None]:
+def chosen_positions(run: SiteRun, positions: bool | Iterable[int]) -> list[int | None]:
+    """The positions of a sweep: ``[None]`` for all at once.
+
+    Raises:
+        InvalidOption: none are chosen.
+    """
     if positions is False:
         return [None]
     chosen = list(range(run.length)) if positions is True else list(positions)
@@ -439,7 +444,7 @@ def _positions(run: SiteRun, positions: bool | Iterable[int]) -> list[int | None
     return list(chosen)
 
 
-def _axes(
+def axes_of(
     kind: Kind, layers: int, members: Sequence[int | None] | range | None, positions: list[int | None]
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Names and labels of the axes of an array over layers, parts and positions."""

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from patching.activation import SiteRun, _axes, _Part, _positions, splits
+from patching.activation import Part, SiteRun, axes_of, chosen_positions, splits
 from patching.effects import Effects
 from patching.errors import InvalidOption
 from patching.progress import Progress, silent
@@ -101,7 +101,7 @@ def scores_of(
     backward of l layers for each layer l, about L / 2 backwards in all.
     """
     _check(run, kinds, grad_drop=grad_drop, unit=unit)
-    chosen = _positions(run, positions)
+    chosen = chosen_positions(run, positions)
     by_position = chosen != [None]
     passes = 1 + (len(_drops(run, unit)) if grad_drop else 0)
     totals: dict[str, list[Tensor]] = defaultdict(list)
@@ -149,7 +149,7 @@ def collected(
         values = values[..., chosen]
     what = KINDS[kind]
     split = splits(what, parts)
-    axes, labels = _axes(what, len(run.model.blocks), range(count_parts(what, run.model)) if split else None, chosen)
+    axes, labels = axes_of(what, len(run.model.blocks), range(count_parts(what, run.model)) if split else None, chosen)
     provenance = run.provenance(method, {"kind": kind} | dict(options))
     return Effects(values, axes, labels, run.base_metric, run.source_metric, provenance, signed=signed)
 
@@ -184,7 +184,7 @@ def _drops(run: SiteRun, unit: str) -> list[tuple[int, str]]:
 class _Tape:
     """The base run with its graph, for as many backward passes as needed."""
 
-    def __init__(self, part: _Part, wanted: set[str]) -> None:
+    def __init__(self, part: Part, wanted: set[str]) -> None:
         self.part, self.wanted = part, wanted
         self.layers = len(part.model.blocks)
         self.parallel = part.model.architecture.parallel
@@ -265,7 +265,7 @@ class _Local:
 
 
 def _local_effects(
-    part: _Part, kinds: Sequence[str], *, parts: bool | None, by_position: bool, qk_fix: bool
+    part: Part, kinds: Sequence[str], *, parts: bool | None, by_position: bool, qk_fix: bool
 ) -> Callable[[str, Gradients], Tensor]:
     """A function from a kind and gradients to effects [example, layer, (part,) (pos)]."""
     length = part.contexts[0].bias.shape[-1]
@@ -314,7 +314,7 @@ def arranged(kind: str, effect: Tensor, *, parts: bool | None, by_position: bool
     return effect if by_position else effect.sum(-1)
 
 
-def _linear_effect(part: _Part, kind: str, layer: int, _by_position: bool) -> Callable[[Tensor, bool], Tensor]:
+def _linear_effect(part: Part, kind: str, layer: int, _by_position: bool) -> Callable[[Tensor, bool], Tensor]:
     delta = part.source[kind][layer] - part.base[kind][layer]
 
     def effect(gradient: Tensor, narrow: bool) -> Tensor:
@@ -326,7 +326,7 @@ def _linear_effect(part: _Part, kind: str, layer: int, _by_position: bool) -> Ca
     return effect
 
 
-def _pattern_effect(part: _Part, kind: str, layer: int, by_position: bool) -> Callable[[Tensor, bool], Tensor]:
+def _pattern_effect(part: Part, kind: str, layer: int, by_position: bool) -> Callable[[Tensor, bool], Tensor]:
     """Effects of queries or keys through the pattern that they would give."""
     attention, context = part.model.blocks[layer].attention, part.contexts[layer]
     raw = {letter: (part.base[letter][layer], part.source[letter][layer]) for letter in "qk"}
@@ -399,7 +399,7 @@ def key_effects(
     return effect.masked_fill(torch.isneginf(before), 0.0).sum(-2)
 
 
-def _spread(value: Tensor, part: _Part) -> Tensor:
+def _spread(value: Tensor, part: Part) -> Tensor:
     """A value at the answer positions, with zeros at all others."""
     length = part.contexts[0].bias.shape[-1]
     whole = value.new_zeros((*value.shape[:-2], length, value.shape[-1]))

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from patching.activation import SiteRun, _Part, _positions
+from patching.activation import Part, SiteRun, chosen_positions
 from patching.atp_star import arranged, collected, contracted
 from patching.blocks import Block, Mlp, Norm
 from patching.effects import Effects
@@ -96,7 +96,7 @@ def inputs(
     _require_run(run)
     points = quadrature(rule, steps)
 
-    def estimate(part: _Part, shown: Callable[[], None]) -> list[Tensor]:
+    def estimate(part: Part, shown: Callable[[], None]) -> list[Tensor]:
         total: list[Tensor] | None = None
         for alpha, weight in points:
             _, gradients = _gradients(part, kind, _between(part, alpha))
@@ -156,7 +156,7 @@ def conductance(
         raise InvalidOption("expected a rule out of trapezoid, left, right for conductance; got 'midpoint'.")
     at_left, at_right = {"trapezoid": (0.5, 0.5), "left": (1.0, 0.0), "right": (0.0, 1.0)}[rule]
 
-    def estimate(part: _Part, shown: Callable[[], None]) -> list[Tensor]:
+    def estimate(part: Part, shown: Callable[[], None]) -> list[Tensor]:
         total: list[Tensor] = []
         before: tuple[list[Tensor], list[Tensor]] | None = None
         for k in range(steps + 1):
@@ -214,7 +214,7 @@ def activations(
     kind_of(kind, run.model.architecture)
     layers = len(run.model.blocks)
 
-    def estimate(part: _Part, shown: Callable[[], None]) -> list[Tensor]:
+    def estimate(part: Part, shown: Callable[[], None]) -> list[Tensor]:
         products = []
         for layer in range(layers):
             change = part.source[kind][layer] - part.base[kind][layer]
@@ -266,7 +266,7 @@ def relp(
     """
     model = _relevance_model(run.model)
 
-    def estimate(part: _Part, shown: Callable[[], None]) -> list[Tensor]:
+    def estimate(part: Part, shown: Callable[[], None]) -> list[Tensor]:
         _, gradients = _gradients(part, kind, part.embedded, model=model, constant_patterns=constant_patterns)
         shown()
         changes = [new - old for new, old in zip(part.source[kind], part.base[kind], strict=True)]
@@ -284,7 +284,7 @@ def _collect(
     kind: str,
     method: str,
     options: dict[str, Any],
-    estimate: Callable[[_Part, Callable[[], None]], list[Tensor]],
+    estimate: Callable[[Part, Callable[[], None]], list[Tensor]],
     steps: int,
     parts: bool | None,
     positions: bool | Iterable[int],
@@ -292,7 +292,7 @@ def _collect(
 ) -> Effects:
     """Run an estimate on all prompts; ``steps`` is how often it reports."""
     kind_of(kind, run.model.architecture)
-    chosen = _positions(run, positions)
+    chosen = chosen_positions(run, positions)
     done = iter(range(1, len(run.parts) * steps + 1))
 
     def shown() -> None:
@@ -314,14 +314,14 @@ def _require_run(run: SiteRun) -> None:
         )
 
 
-def _between(part: _Part, alpha: float) -> Tensor:
+def _between(part: Part, alpha: float) -> Tensor:
     """Embeddings on the way from base to source."""
     other = part.source["resid_pre"][0]
     return part.embedded + alpha * (other - part.embedded)
 
 
 def _gradients(
-    part: _Part,
+    part: Part,
     kind: str,
     embedded: Tensor,
     *,
@@ -345,11 +345,11 @@ def _gradients(
     return values, [torch.zeros_like(v) if g is None else g for v, g in zip(values, found, strict=True)]
 
 
-def _measured(part: _Part, final: Tensor, model: LensModel) -> Tensor:
+def _measured(part: Part, final: Tensor, model: LensModel) -> Tensor:
     return part.metric(Prediction(final, model.readout, part.answers, part.wrong, part.clean_log_probs, part.contrast))
 
 
-def _gradient_of_site(part: _Part, kind: str, layer: int, value: Tensor) -> Tensor:
+def _gradient_of_site(part: Part, kind: str, layer: int, value: Tensor) -> Tensor:
     """The gradient of the summed metric at one layer's sites, which are set to ``value``."""
     stage = kind_of(kind, part.model.architecture).stage
 

@@ -414,7 +414,7 @@ def _through(
     """The metric of run D for each group of senders."""
     columns: list[Tensor] = []
     for number, part in enumerate(run.parts):
-        step = max(1, run.memory // max(1, run._bytes(len(part.answer), run.length)))
+        step = max(1, run.memory // max(1, run.patch_bytes(len(part.answer), run.length)))
         rows: list[Tensor] = []
         done = number * len(groups)
         for _, same in groupby(groups, key=_begin):

@@ -17,7 +17,7 @@ import torch
 from graphs.atomic import write_bytes
 from graphs.circuit import visible
 from graphs.errors import UnknownFormat
-from graphs.export.figure import _METADATA, _own_settings
+from graphs.export.figure import METADATA, own_settings
 from patching.agreement import correlation, ranks
 from patching.effects import Effects
 from patching.errors import InvalidOption
@@ -70,7 +70,7 @@ def heat_map(effects: Effects, path: Path, *, title: str | None = None) -> None:
             f"expected effects over one or two axes to draw; got {' × '.join(effects.axes)}. Sweep with parts=False, "
             "or pick a single position, such as positions=[0]."
         )
-    with _own_settings():
+    with own_settings():
         figure = _curve(effects, drawn[0], title) if len(drawn) == 1 else _cells(effects, drawn, title)
         _write(figure, path)
 
@@ -89,16 +89,16 @@ def scatter(effects: Effects, true: Effects, path: Path) -> None:
         WriteFailed: the file cannot be written.
     """
     effects.compare(true)
-    with _own_settings():
+    with own_settings():
         _write(_points(effects, true), path)
 
 
 def _write(figure: Figure, path: Path) -> None:
     suffix = path.suffix.lower()
-    if suffix not in _METADATA:
-        raise UnknownFormat(f"a figure is written as {', '.join(_METADATA)}; got {suffix or 'no suffix'!r}")
+    if suffix not in METADATA:
+        raise UnknownFormat(f"a figure is written as {', '.join(METADATA)}; got {suffix or 'no suffix'!r}")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=suffix[1:], dpi=_DPI, metadata=_METADATA[suffix], facecolor="white")
+    figure.savefig(buffer, format=suffix[1:], dpi=_DPI, metadata=METADATA[suffix], facecolor="white")
     write_bytes(path, buffer.getvalue())
 
 

@@ -43,6 +43,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from graphs.atomic import write_bytes
+from graphs.export.figure import METADATA
 from patching.errors import InvalidOption, NotFinite
 from patching.progress import Progress, silent
 
@@ -582,8 +583,8 @@ class Comparison:
             WriteFailed: the file cannot be written.
         """
         suffix = Path(path).suffix.lower()
-        if suffix not in _METADATA:
-            raise InvalidOption(f"expected a figure's path to end in {', '.join(_METADATA)}; got {str(path)!r}.")
+        if suffix not in METADATA:
+            raise InvalidOption(f"expected a figure's path to end in {', '.join(METADATA)}; got {str(path)!r}.")
         write_bytes(path, _rendered(self.recalls, suffix, dpi=dpi))
 
     def _repr_html_(self) -> str:
@@ -595,11 +596,6 @@ class Comparison:
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 _DASHES: Final = ("-", "--", "-.", ":")  # the next round of colours, and a second way to tell lines apart
 _FAINT: Final = "#666B73"
-_METADATA: Final[dict[str, dict[str, Any]]] = {  # None leaves a field out: the same numbers give the same bytes
-    ".svg": {"Date": None, "Creator": "Wiretrace"},
-    ".pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": "Wiretrace"},
-    ".png": {"Software": "Wiretrace"},
-}
 
 
 def _rendered(recalls: Sequence[Recall], suffix: str, *, dpi: int) -> bytes:
@@ -612,7 +608,7 @@ def _rendered(recalls: Sequence[Recall], suffix: str, *, dpi: int) -> bytes:
             {"svg.fonttype": "none", "svg.hashsalt": "wiretrace", "pdf.fonttype": 42, "font.size": 8.0}
         )
         buffer = io.BytesIO()
-        _figure(recalls).savefig(buffer, format=suffix[1:], dpi=dpi, metadata=_METADATA[suffix], facecolor="white")
+        _figure(recalls).savefig(buffer, format=suffix[1:], dpi=dpi, metadata=METADATA[suffix], facecolor="white")
     return buffer.getvalue()
 
 

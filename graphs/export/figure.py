@@ -86,12 +86,12 @@ def write(circuit: Circuit, path: str | os.PathLike[str], *, title: str | None =
         WriteFailed: If the file cannot be written.
     """
     suffix = FilePath(path).suffix.lower()
-    if suffix not in _METADATA:
-        raise UnknownFormat(f"a figure is written as {', '.join(_METADATA)}; got {suffix or 'no suffix'!r}")
+    if suffix not in METADATA:
+        raise UnknownFormat(f"a figure is written as {', '.join(METADATA)}; got {suffix or 'no suffix'!r}")
     write_bytes(path, _rendered(circuit, title=title, suffix=suffix, dpi=dpi))
 
 
-_METADATA: Final[dict[str, dict[str, Any]]] = {  # None leaves a field out
+METADATA: Final[dict[str, dict[str, Any]]] = {  # None leaves a field out
     ".svg": {"Date": None, "Creator": "Wiretrace"},
     ".pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": "Wiretrace"},
     ".png": {"Software": "Wiretrace"},
@@ -99,15 +99,15 @@ _METADATA: Final[dict[str, dict[str, Any]]] = {  # None leaves a field out
 
 
 def _rendered(circuit: Circuit, *, title: str | None, suffix: str, dpi: float) -> bytes:
-    with _own_settings():
+    with own_settings():
         buffer = io.BytesIO()
         figure = _figure(circuit, title=title)
-        figure.savefig(buffer, format=suffix[1:], dpi=dpi, metadata=_METADATA[suffix], facecolor="white")
+        figure.savefig(buffer, format=suffix[1:], dpi=dpi, metadata=METADATA[suffix], facecolor="white")
     return buffer.getvalue()
 
 
 @contextmanager
-def _own_settings() -> Iterator[None]:
+def own_settings() -> Iterator[None]:
     """Matplotlib's defaults with ours on top, whatever the user has set; theirs come back afterwards."""
     import matplotlib
 
