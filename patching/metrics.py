@@ -90,8 +90,14 @@ class Metric:
 
         Raises:
             NotFinite: it is NaN or infinite for some.
+            InvalidOption: the function does not give one value per prompt.
         """
         value = self.function(prediction)
+        if value.shape != prediction.residual.shape[:-1]:
+            raise InvalidOption(
+                f"expected the metric {self.name!r} to give one value per prompt, of shape "
+                f"{list(prediction.residual.shape[:-1])} here; got {list(value.shape)}. Leave averages out of it."
+            )
         if not math.isfinite(float(value.detach().sum())):  # one reduction: the sum is finite iff every term is
             bad = (~torch.isfinite(value.detach())).reshape(-1, value.shape[-1]).any(0).nonzero().flatten().tolist()
             raise NotFinite(

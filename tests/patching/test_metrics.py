@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patching import metrics, toy
+from patching.activation import SiteRun
 from patching.blocks import Readout, identity_norm
 from patching.errors import InvalidOption
 from patching.masked import MaskedRun
-from patching.metrics import METRICS, Prediction
+from patching.metrics import METRICS, Metric, Prediction
 
 LOGITS = torch.tensor([[1.0, 2.0, 0.0, -1.0], [0.0, 0.0, math.log(2), 0.0]], dtype=torch.float64)
 
@@ -115,3 +116,10 @@ def test_get_takes_a_metric_or_its_name() -> None:
     assert metrics.get(METRICS["kl"]) is metrics.get("kl")
     with pytest.raises(InvalidOption, match=r"logit_difference, .*kl; got 'KL'"):
         metrics.get("KL")
+
+
+@pytest.mark.parametrize("run", [MaskedRun, SiteRun])
+def test_a_metric_must_give_one_value_per_prompt(run: type) -> None:
+    pooled = Metric("pooled", True, lambda prediction: prediction.logit_difference().mean(-1))
+    with pytest.raises(InvalidOption, match=r"'pooled' to give one value per prompt, of shape \[4\] here; got \[\]"):
+        run(toy.model(), toy.task(), metric=pooled)
