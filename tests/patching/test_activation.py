@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -77,12 +78,24 @@ def hooked(model: LensModel, task: Task, patch: Patch) -> Tensor:
     return logit_difference(task, logits)
 
 
+@torch.no_grad()
+def edits_patterns(model: LensModel, task: Task) -> bool:
+    """Whether a bridge goes on with a pattern that a hook changed; some versions discard it for some families."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hooks = [("blocks.0.attn.hook_pattern", lambda value, hook: 0 * value)]
+        return not torch.equal(model.bridge.run_with_hooks(task.clean, fwd_hooks=hooks), model.logits(task.clean))
+
+
 @pytest.mark.parametrize("family", ["gpt2", "attention_only", "gpt_neo"])
 def test_patches_are_those_of_transformer_lens(family: str) -> None:
     model, task = tiny.model(family), tiny.task(n=3, prefix=1)
     run = SiteRun(model, task)
     kinds = set(kinds_of(model)) & set(HOOKS)
-    for kind in kinds - ({"pattern"} if family == "gpt_neo" else set()):  # its bridge discards edited patterns
+    if not edits_patterns(model, task):
+        assert family != "gpt2"
+        kinds.remove("pattern")
+    for kind in kinds:
         parts = count_parts(KINDS[kind], model)
         for site in (
             Site(kind, 0),
@@ -194,6 +207,8 @@ def test_kl_is_measured_from_the_clean_run_in_both_directions() -> None:
     torch.testing.assert_close(denoising.base_metric, noising.source_metric, rtol=0, atol=SAME)
     torch.testing.assert_close(denoising.source_metric, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-12)
     assert bool((denoising.base_metric > 0).all())
+    restored = sweep(denoising, "resid_post").values[:, -1]  # a full restoration takes back all of D(clean ‖ corrupt)
+    torch.testing.assert_close(restored, -denoising.base_metric, rtol=0, atol=SAME)
 
 
 @given(
