@@ -50,6 +50,12 @@ class Effects:
     signed: bool = True
     singles: Float[Tensor, "example ..."] | None = None
 
+    def __post_init__(self) -> None:
+        """Results live on the CPU, wherever the model is."""
+        for name in ("values", "base_metric", "source_metric", "singles"):
+            tensor = getattr(self, name)
+            object.__setattr__(self, name, None if tensor is None else tensor.detach().cpu())
+
     @property
     def mean(self) -> Float[Tensor, ...]:
         """Mean effect over prompts, in the metric's unit."""
