@@ -10,6 +10,7 @@ from graphs.compare import Comparison, compare
 from graphs.components import Architecture, ComponentGraph
 from graphs.errors import WiretraceError
 from graphs.export import export
+from graphs.importing import load
 from graphs.nodes import INPUT, LOGITS, Edge, Node, Port, head, kv, mlp, neuron
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "export",
     "head",
     "kv",
+    "load",
     "mlp",
     "neuron",
 ]

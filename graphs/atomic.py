@@ -114,9 +114,10 @@ def read_text(path: str | os.PathLike[str], *, limit: int = LARGEST_FILE) -> str
     """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
                 raise BadFile(f"{_shown(path)} is not a regular file; give the path of a file")
-            data = file.read(limit + 1)
+            data = file.read(limit + 1) if found.st_size <= limit else None  # a file may still grow
     except IsADirectoryError:
         raise BadFile(f"{_shown(path)} is a folder; give the path of a file in it") from None
     except FileNotFoundError:
@@ -125,7 +126,7 @@ def read_text(path: str | os.PathLike[str], *, limit: int = LARGEST_FILE) -> str
         raise
     except (OSError, ValueError) as error:
         raise BadFile(f"cannot read {_shown(path)}: {_said(error)}") from error
-    if len(data) > limit:
+    if data is None or len(data) > limit:
         raise BadFile(
             f"{_shown(path)} is larger than {limit / 1e6:,.0f} MB, the most that is read; is it the right file?"
         )

@@ -27,12 +27,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsFloat, cast
+from typing import TYPE_CHECKING, Any, Final, SupportsFloat, cast
 
 from graphs.atomic import read_text, write_text
 from graphs.components import Architecture, ComponentGraph
 from graphs.errors import BadCircuit, BadFile, WiretraceError
 from graphs.nodes import Edge, Letter, Node
+from graphs.strict_json import parsed
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -129,16 +130,8 @@ class Circuit:
     def to_networkx(self) -> nx.MultiDiGraph[str]:
         """The circuit as a plain networkx graph, for networkx's own algorithms and other tools.
 
-        Nodes are the names of the circuit's nodes, in topological order. Attributes:
-
-        =============  ===============================================================================================
-        graph          `schema` (str, "wiretrace-circuit/1"), `architecture` (dict), `provenance` (dict); plain JSON
-        node           `kind` (str: input, head, kv, mlp or logits), `layer` and `index` (int, absent where there is
-                       none)
-        edge           `port` (str: "q", "k", "v" or "" where the target reads once), `structural` (bool),
-                       `score` (float, signed effect in the metric's unit; absent if unscored),
-                       `position` (int, absent if the edge holds at every position)
-        =============  ===============================================================================================
+        Nodes are the names of the circuit's nodes, in topological order. `graphs.schema` lists the attributes of the
+        graph, its nodes and its edges, with their types and units.
 
         Edge keys are the port, with the position if there is one: "q", "", "q@7", "@7". In grouped-query attention
         each group in the circuit is joined to those of its query heads that are in it by an edge with
@@ -230,7 +223,7 @@ class Circuit:
             BadCircuit: If the text is not JSON of this schema, or an edge comes twice.
             BadName, UnknownEdge: If an edge is not one or not one of this architecture's.
         """
-        record = _parsed(text)
+        record = parsed(text)
         if not isinstance(record, dict):
             raise BadCircuit(f"expected a JSON object with the keys {', '.join(_FILE_KEYS)}; got {_kind(record)}")
         _check_schema(record.get("schema"), where="the key 'schema'")
@@ -462,35 +455,6 @@ def _fed_by(circuit: Circuit) -> dict[Node, tuple[Node, ...]]:
     return {node: heads(node) if node.kind == "kv" else (node,) for node in circuit.nodes}
 
 
-def _parsed(text: str) -> Any:
-    if not isinstance(text, str):
-        raise BadCircuit(f"expected JSON text; got {_kind(text)} (Circuit.load reads a file)")
-    try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
-    except RecursionError:
-        raise BadCircuit("the JSON is nested too deep to be a circuit; is it the right file?") from None
-    except json.JSONDecodeError as error:
-        cut = "; it ends early, so it may be cut short" if error.pos >= len(text.rstrip()) else ""
-        raise BadCircuit(f"it is not JSON (line {error.lineno}, column {error.colno}: {error.msg}){cut}") from None
-    except WiretraceError:
-        raise
-    except ValueError as error:  # an integer of more digits than Python converts
-        raise BadCircuit(f"it is not JSON that can be read: {error}") from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise BadCircuit(f"{name} is not JSON; numbers must be finite, so the run that wrote it went wrong")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise BadCircuit(f"the key {twice[:40]!a} comes twice in one JSON object")
-    return record
-
-
 def _check_schema(schema: object, *, where: str) -> None:
     if schema == SCHEMA:
         return
@@ -516,7 +480,7 @@ def _unpacked(value: Any, *, name: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return _parsed(value)
+        return parsed(value)
     except BadCircuit as error:
         raise BadCircuit(f"the graph attribute {name!r} must be a table or its JSON text; {error}") from None
 

@@ -40,5 +40,9 @@ class UnknownFormat(WiretraceError):
     """A file suffix for which there is no exporter."""
 
 
+class BadOption(WiretraceError):
+    """An option that a format does not have, or one that lacks its value or has a wrong one."""
+
+
 class WriteFailed(WiretraceError):
     """A file could not be written; whatever stood at its path before is untouched."""

@@ -21,7 +21,7 @@ LENS_FILE = "patching/lens.py"
 PEER_FILE = (
     "experiments/benchmarks/patching_rows.py"  # TransformerLens's own patching loop is what ours is timed against
 )
-FIGURE_FILE = "graphs/export/figure.py"
+FIGURE_FILES = {"graphs/export/figure.py", "graphs/plots.py", "graphs/trace.py"}
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "types", "core", "misc"}
 HEAVY = ("torch", "numpy", "matplotlib", "pandas", "transformers", "transformer_lens")
 
@@ -96,7 +96,7 @@ def test_imports_run_one_way(name):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if layer_of(name) == "graphs"])
 def test_graphs_need_only_networkx(name):
-    drawing = {"matplotlib"} if name == FIGURE_FILE else set()
+    drawing = {"matplotlib"} if name in FIGURE_FILES else set()
     allowed = {"graphs", "networkx", *drawing, *sys.stdlib_module_names}
     wrong = {module for module in imports_of(name) if layer_of(module) not in allowed}
     assert not wrong, f"{name} imports {sorted(wrong)}: a figure must not need torch"

@@ -23,7 +23,6 @@ from graphs.atomic import write_bytes
 from graphs.circuit import Circuit, visible
 from graphs.errors import UnknownFormat
 from graphs.layout import Box, Layout, Point, layout
-from graphs.nodes import Edge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,17 +38,19 @@ _PORT_NAMES: Final = {"q": "query", "k": "key", "v": "value", None: "MLP or logi
 _INK: Final = "#1F2430"
 _FAINT: Final = "#7A808C"
 _BAND: Final = "#F4F5F8"
-_LOOK: Final = {  # kind -> fill, outline, text
+LOOK: Final = {
     "head": ("#E6EEF7", "#5E7FA6", _INK),
     "kv": ("#F3EAF4", "#9A6FA0", _INK),
     "mlp": ("#FBF0D5", "#B58A2C", _INK),
     "input": ("#3A4150", "#3A4150", "#FFFFFF"),
     "logits": ("#3A4150", "#3A4150", "#FFFFFF"),
 }
+"""How a kind of node looks: fill, outline, text."""
+
 _LEFT, _RIGHT, _ABOVE, _BELOW = 40.0, 10.0, 8.0, 8.0
 _FONT = 6.5
 _SMALL = 6.0
-_LINE = 12.0  # height of a line of the legend
+LINE = 12.0  # height of a line of the legend
 _CURVE = 0.5523  # how far a Bezier's control points stand for a quarter of a circle
 
 
@@ -134,9 +135,9 @@ def _figure(circuit: Circuit, *, title: str | None) -> Figure:
     drawn = strongest(circuit, n=MOST_EDGES)
     plan = layout(drawn)
     notes = [f"The strongest {drawn.n_edges:,} of {circuit.n_edges:,} edges are drawn."] if drawn is not circuit else []
-    legend = _legend(drawn, plan, notes=notes)
+    legend = legend_entries(drawn, plan, notes=notes)
     width = _LEFT + plan.width + _RIGHT
-    below = _BELOW + _LINE * (1 + max((entry.line for entry in legend), default=-1)) + 6
+    below = _BELOW + LINE * (1 + max((entry.line for entry in legend), default=-1)) + 6
     above = _ABOVE + (16 if title else 0)
     canvas = _Canvas(width, below + plan.height + above, origin=(_LEFT, below))
     _draw_bands(canvas, plan)
@@ -180,19 +181,19 @@ def _draw_bands(canvas: _Canvas, plan: Layout) -> None:
 def _draw_wires(canvas: _Canvas, circuit: Circuit, plan: Layout) -> None:
     for link in plan.links:
         canvas.line(link, colour=_FAINT, width=0.6, order=1, dashes=(1.5, 1.5))
-    largest = _largest(circuit)
-    ranked = sorted(plan.wires, key=lambda wire: _share(circuit, wire.edge, largest))
+    largest = largest_importance(circuit)
+    ranked = sorted(plan.wires, key=lambda wire: share_of_largest(circuit.scores.get(wire.edge), largest))
     for order, wire in enumerate(ranked):
-        share = _share(circuit, wire.edge, largest)
+        share = share_of_largest(circuit.scores.get(wire.edge), largest)
         depth = 2 + order / len(ranked)
-        width, colour = _width(share), PORT_COLOURS[wire.edge.port]
-        path = _shortened(wire.path, by=_arrow(width))
+        width, colour = line_width(share), PORT_COLOURS[wire.edge.port]
+        path = shortened(wire.path, by=arrow(width)[0])
         canvas.curve(path, colour="#FFFFFF", width=width + 1.1, opacity=0.75, order=depth)
         canvas.curve(
             path,
             colour=colour,
             width=width,
-            opacity=0.35 + 0.6 * math.sqrt(share),
+            opacity=line_opacity(share),
             order=depth,
             name=str(wire.edge),
         )
@@ -205,26 +206,32 @@ def _draw_wires(canvas: _Canvas, circuit: Circuit, plan: Layout) -> None:
         )
 
 
-def _largest(circuit: Circuit) -> float:
+def largest_importance(circuit: Circuit) -> float:
+    """The largest abs(score); 0 if nothing is scored."""
     return max(map(abs, circuit.scores.values()), default=0.0)
 
 
-def _share(circuit: Circuit, edge: Edge, largest: float) -> float:
+def share_of_largest(score: float | None, largest: float) -> float:
     """An edge's importance relative to the largest, 0 to 1; without scores all edges are alike."""
-    if edge not in circuit.scores or not largest:
-        return 0.3
-    return abs(circuit.scores[edge]) / largest
+    return 0.3 if score is None or not largest else abs(score) / largest
 
 
-def _width(share: float) -> float:
+def line_width(share: float) -> float:
+    """How wide the line of an edge is, in points, by its `share_of_largest`."""
     return 0.45 + 2.3 * share**0.7
 
 
-def _arrow(width: float) -> float:
-    return 2.6 + 0.9 * width
+def line_opacity(share: float) -> float:
+    """How opaque the line of an edge is, 0 to 1, by its `share_of_largest`."""
+    return 0.35 + 0.6 * math.sqrt(share)
 
 
-def _shortened(path: Sequence[Point], *, by: float) -> list[Point]:
+def arrow(width: float) -> tuple[float, float]:
+    """Length and half the breadth of the arrow head of a line, in points."""
+    return 2.6 + 0.9 * width, 1.1 + 0.55 * width
+
+
+def shortened(path: Sequence[Point], *, by: float) -> list[Point]:
     """The curve with its end, which is vertical, pulled down to leave room for the arrow head."""
     x, y = path[-1]
     return [*path[:-2], (path[-2][0], min(path[-2][1], y - by)), (x, y - by)]
@@ -233,12 +240,12 @@ def _shortened(path: Sequence[Point], *, by: float) -> list[Point]:
 def _arrow_head(path: Sequence[Point], width: float) -> Path:
     from matplotlib.path import Path
 
-    (x, y), long, half = path[-1], _arrow(width), 1.1 + 0.55 * width
+    (x, y), (long, half) = path[-1], arrow(width)
     return Path([(x, y), (x - half, y - long), (x + half, y - long), (x, y)], closed=True)
 
 
 def _draw_box(canvas: _Canvas, box: Box) -> None:
-    fill, outline, ink = _LOOK[box.node.kind]
+    fill, outline, ink = LOOK[box.node.kind]
     left, right = box.x - box.width / 2, box.x + box.width / 2
     if box.node.kind == "mlp":
         shape = _pointed_box((left, box.bottom), (right, box.top), point=4.0)
@@ -251,7 +258,7 @@ def _draw_box(canvas: _Canvas, box: Box) -> None:
 # -------------------------------------------------------------------------------------------------------- legend
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """One sample of the legend with its words, on a line below the drawing."""
 
     text: str
@@ -261,18 +268,20 @@ class _Entry(NamedTuple):
     line: int = 0
 
 
-def _legend(circuit: Circuit, plan: Layout, *, notes: Sequence[str]) -> list[_Entry]:
+def legend_entries(circuit: Circuit, plan: Layout, *, notes: Sequence[str]) -> list[Entry]:
     """What occurs in the drawing, explained, broken into lines that fit below it."""
     ports = {edge.port for edge in circuit.edges}
     kinds = {node.kind for node in circuit.nodes}
-    entries = [_Entry(_PORT_NAMES[port], colour, 1.4) for port, colour in PORT_COLOURS.items() if port in ports]
+    entries = [Entry(_PORT_NAMES[port], colour, 1.4) for port, colour in PORT_COLOURS.items() if port in ports]
     entries += [
-        _Entry(f"{share * _largest(circuit):.2g}", _INK, _width(share)) for share in (1.0, 0.3, 0.1) if circuit.scores
+        Entry(f"{share * largest_importance(circuit):.2g}", _INK, line_width(share))
+        for share in (1.0, 0.3, 0.1)
+        if circuit.scores
     ]
     names = {"head": "head", "kv": "keys and values of a group", "mlp": "MLP"}
-    entries += [_Entry(name, kind, 0.0) for kind, name in names.items() if kind in kinds]
-    entries += [_Entry(note, "", 0.0) for note in notes]
-    placed: list[_Entry] = []
+    entries += [Entry(name, kind, 0.0) for kind, name in names.items() if kind in kinds]
+    entries += [Entry(note, "", 0.0) for note in notes]
+    placed: list[Entry] = []
     x, line = 0.0, 0
     for entry in entries:
         space = 18 + 4 + len(entry.text) * _SMALL * 0.6 + 9
@@ -283,10 +292,10 @@ def _legend(circuit: Circuit, plan: Layout, *, notes: Sequence[str]) -> list[_En
     return placed
 
 
-def _draw_entry(canvas: _Canvas, entry: _Entry) -> None:
-    x, y = entry.x, -12.0 - _LINE * entry.line
-    if entry.kind in _LOOK:
-        fill, outline, _ = _LOOK[entry.kind]
+def _draw_entry(canvas: _Canvas, entry: Entry) -> None:
+    x, y = entry.x, -12.0 - LINE * entry.line
+    if entry.kind in LOOK:
+        fill, outline, _ = LOOK[entry.kind]
         corners = ((x, y - 3.5), (x + 16, y + 3.5))
         shape = _pointed_box(*corners, point=2.0) if entry.kind == "mlp" else _round_box(*corners, radius=2.5)
         canvas.shape(shape, fill=fill, outline=outline, order=4)

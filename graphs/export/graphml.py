@@ -1,33 +1,29 @@
 """GraphML, which Gephi, Cytoscape, yEd and networkx read.
 
 Nodes, edges and their attributes are those of `Circuit.to_networkx`. GraphML has no nested attributes, so
-`architecture` and `provenance` are JSON text (pure ASCII, which keeps every character that XML cannot hold).
+`architecture` and `provenance` are JSON text (pure ASCII, which keeps every character that XML cannot hold). Everything
+round-trips; of a file that another program has saved, what `graphs.schema` does not name is passed over.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
-import re
 from typing import Any
 
 from graphs.atomic import read_text, write_bytes
 from graphs.circuit import Circuit
-from graphs.errors import BadFile, WiretraceError
-
-_NESTED = ("architecture", "provenance")
+from graphs.errors import BadCircuit
+from graphs.export.strict_xml import parsed
+from graphs.schema import flat, reading
 
 
 def dumps(circuit: Circuit) -> bytes:
     """The circuit as a GraphML document."""
     import networkx as nx
 
-    graph: nx.MultiDiGraph[Any] = circuit.to_networkx()
-    for name in _NESTED:
-        graph.graph[name] = json.dumps(graph.graph[name], allow_nan=False)
     buffer = io.BytesIO()
-    nx.write_graphml_xml(graph, buffer)
+    nx.write_graphml_xml(flat(circuit), buffer)
     return buffer.getvalue()
 
 
@@ -49,12 +45,12 @@ def read(path: str | os.PathLike[str]) -> Circuit:
     import networkx as nx
 
     text = read_text(path)
-    if re.search(r"<!(DOCTYPE|ENTITY)", text, flags=re.IGNORECASE):
-        raise BadFile(f"{os.fspath(path)} declares a document type or entities, which circuits never need; refused")
-    try:
-        graph = nx.parse_graphml(text, force_multigraph=True)
+    with reading(path, noun="GraphML of a circuit"):
+        names = [element.get("id") for element in parsed(text).iter() if element.tag.rpartition("}")[2] == "node"]
+        if len(set(names)) < len(names):
+            raise BadCircuit("two nodes have the same id, so their edges cannot be told apart")
+        try:
+            graph: nx.Graph[Any] = nx.parse_graphml(text, force_multigraph=True)
+        except Exception as error:  # the parser raises many kinds
+            raise BadCircuit(f"it cannot be parsed as GraphML: {error}") from error
         return Circuit.from_networkx(graph)
-    except WiretraceError as error:
-        raise BadFile(f"{os.fspath(path)} is not a circuit that can be read: {error}") from error
-    except Exception as error:  # the XML and GraphML parsers raise many kinds
-        raise BadFile(f"expected GraphML of a circuit in {os.fspath(path)}; it cannot be parsed: {error}") from error

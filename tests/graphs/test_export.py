@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphs import Architecture, Circuit, ComponentGraph, export
-from graphs.errors import BadFile, UnknownFormat
+from graphs.errors import BadCircuit, BadFile, UnknownFormat
 from graphs.export import EXPORTS, graphml
 
 SHAPES = [
@@ -35,7 +35,11 @@ def some_circuit(shape: Architecture, *, n: int, seed: int = 0, provenance: dict
 @pytest.mark.parametrize("suffix", EXPORTS)
 def test_every_format_writes_a_file(suffix: str, shape: Architecture, tmp_path: Path) -> None:
     path = tmp_path / f"circuit{suffix}"
-    export(some_circuit(shape, n=12), path)
+    if suffix == ".mib.json" and not shape.has_mlp:
+        with pytest.raises(BadCircuit):
+            export(some_circuit(shape, n=12), path, d_model=8)
+        return
+    export(some_circuit(shape, n=12), path, **({"d_model": 8} if suffix == ".mib.json" else {}))
     assert path.stat().st_size > 100
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 

@@ -24,6 +24,11 @@ def loaded_by(code: str) -> set[str]:
         ("import graphs", ("networkx",)),
         ("import graphs.layout, graphs.atomic, graphs.export.figure, graphs.export.graphml", ("networkx",)),
         ("from graphs import *; Circuit(Architecture(2, 2), [Edge.parse('m0->logits')]).to_json()", ("networkx",)),
+        ("import graphs; from graphs.export import csv, cytoscape, dot, gexf, neuronpedia, node_link", ("networkx",)),
+        (
+            "from graphs import *; from graphs.export import tikz; tikz.dumps(Circuit(Architecture(2, 2), []))",
+            ("networkx",),
+        ),
         ("from graphs import *; Circuit(Architecture(2, 2), [Edge.parse('m0->logits')]).prune().to_networkx()", ()),
         ("from graphs import *; from graphs.layout import layout; layout(Circuit(Architecture(2, 2), []))", ()),
     ],
