@@ -8,18 +8,48 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from circuits import acdc, tasks
+    from circuits import acdc, hypothesis_tests, knockout, recovery, stability, tasks, transfer
+    from circuits.curves import Curve, curve
     from circuits.evaluation import Report, evaluate
     from circuits.methods import METHODS
-    from circuits.select import top_edges
+    from circuits.recovery import recover, roc
+    from circuits.select import edges_above, greedy_edges, suggest, top_edges, top_nodes
 
-__all__ = ["METHODS", "Report", "acdc", "evaluate", "tasks", "top_edges"]
+__all__ = [
+    "METHODS",
+    "Curve",
+    "Report",
+    "acdc",
+    "curve",
+    "edges_above",
+    "evaluate",
+    "greedy_edges",
+    "hypothesis_tests",
+    "knockout",
+    "recover",
+    "recovery",
+    "roc",
+    "stability",
+    "suggest",
+    "tasks",
+    "top_edges",
+    "top_nodes",
+    "transfer",
+]
 
 _HOMES = {
     "METHODS": "circuits.methods",
+    "Curve": "circuits.curves",
     "Report": "circuits.evaluation",
+    "curve": "circuits.curves",
+    "edges_above": "circuits.select",
     "evaluate": "circuits.evaluation",
+    "greedy_edges": "circuits.select",
+    "recover": "circuits.recovery",
+    "roc": "circuits.recovery",
+    "suggest": "circuits.select",
     "top_edges": "circuits.select",
+    "top_nodes": "circuits.select",
 }
 
 

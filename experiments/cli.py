@@ -116,8 +116,19 @@ def discover(
         ),
     ] = None,
     n: Annotated[
-        int | None, typer.Option(help="For methods that score: how many edges to take. [default: 300]")
+        int | None, typer.Option(help="For methods that score: how many edges or nodes to take. [default: 300, or all]")
     ] = None,
+    selection: Annotated[
+        str, typer.Option(help="For methods that score: top, or greedy (from the logits on, so that edges join up).")
+    ] = "top",
+    signed: Annotated[
+        bool, typer.Option("--signed", help="For methods that score: take what helps most, not what matters most.")
+    ] = False,
+    level: Annotated[
+        str | None,
+        typer.Option(help="What is decided on or scored: edge, node or neuron. [default: edges if it can]"),
+    ] = None,
+    positions: Annotated[bool, typer.Option("--positions", help="For acdc: each token position by itself.")] = False,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", "-o", help="Another option of the method, as NAME=VALUE; may be repeated."),
@@ -163,7 +174,11 @@ def discover(
         model=default_model(task) if model is None else model,
         method=method,
         options=options,
+        level=level,
+        positions=positions,
         n=n,
+        selection=selection,
+        signed=signed,
         ablation=ablation,
         metric=metric,
         prompts=prompts,
@@ -275,6 +290,49 @@ def patch(
 
 @app.command(rich_help_panel="Run")
 @sentences
+def ablation(
+    task: Annotated[str, typer.Argument(help="The behaviour, such as ioi. `wiretrace tasks` lists them.")],
+    out: Annotated[Path, typer.Option(help="The file of constants to write, ending in .safetensors.")],
+    model: Annotated[
+        str | None, typer.Option(help="As for discover. [default: the one that ships for the task]")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="What ablating a node should change least.")] = "kl",
+    steps: Annotated[int, typer.Option(help="Of training.")] = 200,
+    prompts: Annotated[int, typer.Option(help="Prompts to train on, of the training split.")] = 32,
+    held_out: Annotated[int, typer.Option(help="Prompts to judge the constants on.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the prompts and the training.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. [default: the first GPU, else cpu]")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train the constants of an optimal ablation: `wiretrace ablation ioi --out optimal.safetensors`.
+
+    Ablating a node to its constant harms the model least of all constants. `wiretrace discover ioi --ablation
+    optimal.safetensors` and `wiretrace evaluate` then use it.
+    """
+    from experiments.config import Config, default_model, is_constants
+    from experiments.errors import BadConfig
+    from experiments.optimal_ablation import train
+    from experiments.progress_display import display
+
+    if not is_constants(str(out)):
+        raise BadConfig(f"expected --out to end in .safetensors; got {out}.")
+    config = Config(
+        task=task,
+        model=default_model(task) if model is None else model,
+        method="random",
+        metric=metric,
+        prompts=prompts,
+        held_out=held_out,
+        seed=seed,
+        device=device,
+    )
+    typer.echo(str(train(config, out, steps=steps, show=display(quiet=quiet))))
+
+
+@app.command(rich_help_panel="Run")
+@sentences
 def run(
     config: Annotated[Path, typer.Argument(help="A TOML file, such as the config.toml of a run.")],
     out: Annotated[Path, typer.Option(help="The run directory.")],
@@ -341,19 +399,100 @@ def show(
 @sentences
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a circuit file.")],
-    to: Annotated[str | None, typer.Option(help="graphml, svg, pdf, png or json.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="json, graphml, gexf, dot, cytoscape, node-link, csv, tikz, neuronpedia, mib, svg, pdf or png."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The file to write. [default: beside the circuit, under its name]")
     ] = None,
+    d_model: Annotated[int | None, typer.Option(help="For mib: the width of the model's residual stream.")] = None,
 ) -> None:
-    """Write a circuit in another format: `wiretrace export runs/ioi --to pdf`."""
+    """Write a circuit in another format: `wiretrace export runs/ioi --to pdf`.
+
+    Circuit files in other formats are read too: `wiretrace export circuit.gexf --to cytoscape`.
+    """
     from experiments.saved_runs import circuit_at, export_path
-    from graphs.export import EXPORTS
     from graphs.export import export as write
 
-    formats = tuple(suffix.removeprefix(".") for suffix in EXPORTS)
-    path = export_path(source, to=to, out=out, formats=formats)
-    write(circuit_at(source), path)
+    path, name = export_path(source, to=to, out=out)
+    write(circuit_at(source), path, format=name, **({} if d_model is None else {"d_model": d_model}))
+    typer.echo(str(path))
+
+
+@app.command(rich_help_panel="Look")
+@sentences
+def evaluate(
+    circuit: Annotated[Path, typer.Argument(help="A run directory, or the file of a circuit.")],
+    task: Annotated[str | None, typer.Option(help="The behaviour. [default: that of the run]")] = None,
+    model: Annotated[str | None, typer.Option(help="As for discover. [default: that of the run]")] = None,
+    ablation: Annotated[str | None, typer.Option(help="As for discover. [default: that of the run]")] = None,
+    metric: Annotated[str | None, typer.Option(help="As for discover. [default: that of the run]")] = None,
+    prompts: Annotated[int | None, typer.Option(help="Held-out prompts. [default: as many as the run had]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the prompts, resamples and random circuits.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = None,
+    minimality: Annotated[bool, typer.Option("--minimality", help="Take out each edge alone, too.")] = False,
+    knockout: Annotated[
+        bool, typer.Option("--knockout", help="Take its edges out of the whole model one after the other, too.")
+    ] = False,
+    tests: Annotated[
+        bool, typer.Option("--tests", help="Test equivalence, independence, minimality, sufficiency and necessity.")
+    ] = False,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Judge other sizes from the run's scores, with CPR and CMD.")
+    ] = False,
+    truth: Annotated[Path | None, typer.Option(help="The true circuit, to count what was found of it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write everything as JSON, too.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="With --curve: draw it, as .svg, .pdf or .png.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a circuit on held-out prompts, beside random ones: faithfulness, completeness, tests, curves.
+
+    Examples: `wiretrace evaluate runs/ioi --tests` · `wiretrace evaluate runs/atp --curve --figure curve.svg` ·
+    `wiretrace evaluate theirs.json --task ioi --model gpt2`
+    """
+    from experiments import judge
+    from experiments.progress_display import display
+
+    config = judge.settings_of(
+        circuit, task=task, model=model, ablation=ablation, metric=metric, held_out=prompts, seed=seed, device=device
+    )
+    asked = {"minimality": minimality, "knockout": knockout, "tests": tests, "curve": curve}
+    found = judge.judge(circuit, config, **asked, true=truth, show=display(quiet=quiet))
+    typer.echo(str(found))
+    if out is not None:
+        found.write(out)
+    if figure is not None:
+        judge.figure(found, figure)
+
+
+@app.command(rich_help_panel="Look")
+@sentences
+def trace(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory of a search, finished or not.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The figure to write: .svg, .pdf or .png. [default: trace.svg in the run]")
+    ] = None,
+    upto: Annotated[int | None, typer.Option(help="Only the first decisions, to replay the search.")] = None,
+) -> None:
+    """Draw the course of a search, decision by decision: `wiretrace trace runs/ioi --upto 100 --out start.png`."""
+    from experiments.saved_runs import course
+    from graphs.trace import draw
+
+    steps, settings = course(folder)
+    path = out or folder / "trace.svg"
+    tau = settings.options.get("tau")
+    known = float(tau) if isinstance(tau, int | float) else None
+    draw(
+        steps,
+        path,
+        upto=upto,
+        tau=known,
+        unit=settings.metric or "the metric",
+        title=f"{settings.task}, {settings.model}",
+    )
     typer.echo(str(path))
 
 

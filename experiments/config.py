@@ -31,9 +31,10 @@ from typing import Any, Final
 from circuits import tasks
 from circuits.methods import METHODS, Method
 from experiments.errors import BadConfig
-from experiments.model_files import zoo
+from experiments.model_files import known_zoo, zoo
 from experiments.nearest import did_you_mean, require_known
 from graphs.atomic import read_text
+from patching import compiled
 
 SCHEMA: Final = "wiretrace-config/1"
 PATCH_SCHEMA: Final = "wiretrace-patch-config/1"
@@ -97,11 +98,12 @@ DEFAULTS: Final[Mapping[str, Value]] = {"tau": 0.05}
 """Method options that the command line gives when the user does not."""
 
 DEFAULT_N: Final = 300
+SELECTIONS: Final = ("top", "greedy")
 MOST_PROMPTS: Final = 1_000_000
 MOST_LAYERS: Final = 10_000
 _DEVICE: Final = re.compile(r"cpu|mps|cuda(:[0-9]{1,3})?")
 _NUMBERS: Final = ("n", "prompts", "held_out", "seed", "window")
-_FLAGS: Final = ("positions", "qk_fix", "grad_drop")
+_FLAGS: Final = ("positions", "signed", "qk_fix", "grad_drop")
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,13 @@ class Config:
         model: A model that ships (`zoo:ioi`), a folder in Hugging Face format, or a hub name.
         method: A name of `circuits.methods`.
         options: The method's own options.
-        n: How many edges to take from scores; None for methods that give a circuit.
-        ablation: What an ablated edge carries.
+        level: What is decided on or scored: `edge`, `node` or `neuron`; None for the first that the method can.
+        positions: Each position by itself, for methods that can.
+        n: How many edges (or nodes, or neurons) to take from scores; None for methods that give a circuit, and for
+            300, or all where there are fewer.
+        selection: How edges are taken: `top`, or `greedy` from the logits on.
+        signed: Take those that help most instead of those of largest absolute effect.
+        ablation: What an ablated edge carries: a name, or a file of trained constants (`.safetensors`).
         metric: What the run is judged by; None for the task's own.
         prompts: How many training-split prompts to search on.
         held_out: How many held-out prompts to evaluate on.
@@ -130,7 +137,11 @@ class Config:
     model: str
     method: str = "acdc"
     options: Mapping[str, Value] = field(default_factory=dict)
+    level: str | None = None
+    positions: bool = False
     n: int | None = None
+    selection: str = "top"
+    signed: bool = False
     ablation: str = "corrupt"
     metric: str | None = None
     prompts: int = 32
@@ -141,14 +152,17 @@ class Config:
     def __post_init__(self) -> None:
         tasks.load(self.task)
         method = METHODS[require_known("a method", self.method, METHODS)]
-        require_known("an ablation", self.ablation, ABLATIONS)
+        if not is_constants(self.ablation):
+            require_known("an ablation", self.ablation, ABLATIONS)
         if self.metric is not None:
             require_known("a metric", self.metric, METRICS)
         _check_model(self.model)
         _check_numbers(self)
         _check_device(self.device)
+        object.__setattr__(self, "level", self.level or method.levels[0])
+        _check_units(method, level=self.level, positions=self.positions)
         object.__setattr__(self, "options", _checked_options(method, self.options))
-        object.__setattr__(self, "n", _checked_n(method, self.n))
+        _check_selection(method, self)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data; those that were left open are absent."""
@@ -263,12 +277,22 @@ def default_model(task: str) -> str:
     """
     tasks.load(task)
     name = f"zoo:{task}"
-    if name not in zoo():
+    if name not in zoo() and not compiled.is_compiled(name):
         raise BadConfig(
             f"expected a model: none ships for the task {task}. Give --model with a folder in Hugging Face "
             "format or a hub name, such as --model gpt2."
         )
     return name
+
+
+def is_constants(ablation: str) -> bool:
+    """Whether an ablation is a file of trained constants.
+
+    Example:
+        >>> is_constants("optimal.safetensors"), is_constants("mean")
+        (True, False)
+    """
+    return ablation.endswith(".safetensors")
 
 
 def require_shipped(model: str) -> None:
@@ -278,7 +302,7 @@ def require_shipped(model: str) -> None:
         UnknownName: It is not; the nearest are offered.
     """
     if model.startswith("zoo:"):
-        require_known("a model that ships", model, zoo())
+        require_known("a model that ships", model, known_zoo())
 
 
 def parse_option(method: str, text: str) -> tuple[str, Value]:
@@ -360,8 +384,10 @@ def command_line(config: Config, *, out: str | os.PathLike[str], flags: tuple[st
         words += ["--method", config.method]
     for name, value in config.options.items():
         if plain.options.get(name) != value:
-            words += ["--tau", repr(value)] if name == "tau" else ["--option", f"{name}={_toml(value)}"]
-    for name in ("n", "ablation", "metric", "prompts", "held_out", "seed", "device"):
+            shown = value if isinstance(value, str) else _toml(value)
+            words += ["--tau", repr(value)] if name == "tau" else ["--option", f"{name}={shown}"]
+    words += [f"--{name}" for name in ("positions", "signed") if getattr(config, name)]
+    for name in ("level", "n", "selection", "ablation", "metric", "prompts", "held_out", "seed", "device"):
         value = getattr(config, name)
         if value != getattr(plain, name):
             words += [f"--{name.replace('_', '-')}", str(value)]
@@ -417,6 +443,14 @@ def _check_device(name: str | None) -> None:
         raise BadConfig(f"expected a device such as cpu, cuda, cuda:1 or mps; got {name!r}.")
 
 
+def _check_units(method: Method, *, level: str | None, positions: bool) -> None:
+    if level not in method.levels:
+        raise BadConfig(f"expected a level out of {', '.join(method.levels)} for {method.name}; got {level!r}.")
+    if positions and not method.by_position:
+        able = ", ".join(other.name for other in METHODS.values() if other.by_position)
+        raise BadConfig(f"expected no --positions: {method.name} takes all positions together; {able} can.")
+
+
 def _checked_options(method: Method, options: Mapping[str, Value]) -> dict[str, Value]:
     """The given options with defaults, in the order of the method's table."""
     for name, value in options.items():
@@ -444,18 +478,24 @@ def _checked_options(method: Method, options: Mapping[str, Value]) -> dict[str, 
     }
 
 
-def _checked_n(method: Method, n: int | None) -> int | None:
-    if method.gives != "scores":
-        if n is not None:
+def _check_selection(method: Method, config: Config) -> None:
+    """What is said about taking edges from scores."""
+    require_known("a selection", config.selection, SELECTIONS)
+    if method.gives == "scores":
+        if config.n is not None and config.n < 1:
+            raise BadConfig(f"expected n, the number of {config.level}s to take, to be at least 1; got {config.n}.")
+        if config.level != "edge" and config.selection != "top":
             raise BadConfig(
-                f"expected no n: {method.name} decides by itself how many edges stay; got n = {n}. "
+                f"expected the selection top for {config.level}s; got {config.selection}, which grows edges."
+            )
+        return
+    for name, default in (("n", None), ("selection", "top"), ("signed", False)):
+        if getattr(config, name) != default:
+            raise BadConfig(
+                f"expected no {name}: {method.name} decides by itself which {config.level}s stay; got "
+                f"{name} = {getattr(config, name)}. "
                 f"{'Set tau instead.' if 'tau' in method.options else 'Leave it out.'}"
             )
-        return None
-    n = DEFAULT_N if n is None else n
-    if n < 1:
-        raise BadConfig(f"expected n, the number of edges to take, to be at least 1; got {n}.")
-    return n
 
 
 def _check_settings(settings: Mapping[str, Any], kind: type[Config] | type[PatchConfig]) -> None:

@@ -1,13 +1,16 @@
 """The decisions of a search as it makes them, one JSON object on a line, so that a killed run can go on.
 
 The first line names the run that the decisions belong to. Every line reaches the operating system before the search
-goes on, so a killed process loses at most the line that it was writing; a torn last line is dropped on reading.
+goes on, so a killed process loses at most the line that it was writing. Every line ends in a checksum of all lines up
+to it: what comes after a damaged one does not count, and the search goes on from the decisions before it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,16 +19,25 @@ from typing import Any, Final
 from experiments.errors import BadRun
 from graphs.errors import WriteFailed
 
-SCHEMA: Final = "wiretrace-decisions/1"
+SCHEMA: Final = "wiretrace-decisions/2"
+_KEYS: Final = ("name", "kept", "delta", "seconds")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One decision: the edge's name, whether it stays, and the rise of the damage without it (None: dead end)."""
+    """One decision.
 
-    edge: str
+    Attributes:
+        name: Of the edge or node.
+        kept: Whether it stays.
+        delta: The rise of the damage without it; None where nothing was evaluated, since nothing reads it any more.
+        seconds: Of searching until then, interruptions not counted.
+    """
+
+    name: str
     kept: bool
     delta: float | None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -34,18 +46,26 @@ class Log:
 
     Attributes:
         rows: The decisions, in order.
-        size: Bytes up to the end of the last whole line.
+        size: Bytes up to the end of the last sound line.
+        check: The checksum on that line.
+        damaged: The number of the line after which nothing counts, if that is not just the last one, torn.
     """
 
     rows: tuple[Row, ...]
     size: int
+    check: int = 0
+    damaged: int | None = None
 
 
-def read(path: Path, *, run: str) -> Log:
+def read(path: Path, *, run: str | None) -> Log:
     """The decisions that the file holds for one run; none if it is missing or belongs to another run.
 
+    Args:
+        path: The file.
+        run: What the decisions must belong to; None for whatever they do.
+
     Raises:
-        BadRun: A line before the last is damaged.
+        BadRun: The system refuses to read it.
     """
     try:
         data = path.read_bytes()
@@ -55,21 +75,18 @@ def read(path: Path, *, run: str) -> Log:
         raise BadRun(f"expected to read {path}; {error.strerror or error}.") from error
     whole = data[: data.rfind(b"\n") + 1]
     head, *lines = whole.splitlines(keepends=True) or [b""]
-    if _parsed(head) != {"schema": SCHEMA, "run": run}:
+    known = _parsed(head)
+    if not isinstance(known, dict) or known.get("schema") != SCHEMA or run not in (None, known.get("run")):
         return Log((), 0)
-    rows, size = [], len(head)
+    rows, size, check, damaged = [], len(head), 0, None
     for number, line in enumerate(lines, start=2):
-        row = _row(line)
-        if row is None and number == len(lines) + 1:
-            break
+        row, check_after = _row(line, check)
         if row is None:
-            raise BadRun(
-                f"expected a decision on line {number} of {path}; got {line[:60]!r}. The file is damaged: start "
-                "the run again with --overwrite."
-            )
+            damaged = number if number <= len(lines) else None
+            break
         rows.append(row)
-        size += len(line)
-    return Log(tuple(rows), size)
+        size, check = size + len(line), check_after
+    return Log(tuple(rows), size, check, damaged)
 
 
 def count(path: Path) -> int:
@@ -94,6 +111,8 @@ class Writer:
 
     def __init__(self, path: Path, *, run: str, log: Log) -> None:
         self._path = path
+        self._check, self._start = log.check, time.perf_counter()
+        self._before = log.rows[-1].seconds if log.rows else 0.0
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         try:
             self._file = os.open(path, flags, 0o666)
@@ -102,14 +121,16 @@ class Writer:
         except OSError as error:
             raise self._failed(error) from error
         if not log.size:
-            self._line({"schema": SCHEMA, "run": run})
+            self._bytes(_written({"schema": SCHEMA, "run": run}) + b"\n")
 
-    def append(self, row: Row) -> None:
+    def append(self, name: str, kept: bool, delta: float | None) -> None:
         """Add one decision."""
-        self._line({"edge": row.edge, "kept": row.kept, "delta": row.delta})
+        seconds = round(self._before + time.perf_counter() - self._start, 4)
+        record = _written({"name": name, "kept": kept, "delta": delta, "seconds": seconds})
+        self._check = zlib.crc32(record, self._check)
+        self._bytes(record[:-1] + b',"check":%d}\n' % self._check)
 
-    def _line(self, record: dict[str, Any]) -> None:
-        data = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    def _bytes(self, data: bytes) -> None:
         try:
             while data:  # a full disk or a signal can cut a write short
                 data = data[os.write(self._file, data) :]
@@ -133,16 +154,17 @@ class Writer:
         os.close(self._file)
 
 
-def _row(line: bytes) -> Row | None:
-    record = _parsed(line)
-    if not isinstance(record, dict) or record.keys() != {"edge", "kept", "delta"}:
-        return None
-    edge, kept, delta = record["edge"], record["kept"], record["delta"]
-    if not isinstance(edge, str) or not isinstance(kept, bool):
-        return None
-    if delta is not None and (isinstance(delta, bool) or not isinstance(delta, int | float)):
-        return None
-    return Row(edge, kept, None if delta is None else float(delta))
+def _row(line: bytes, check: int) -> tuple[Row | None, int]:
+    """The decision on a line and the checksum after it; None where they do not belong together, to the last bit."""
+    content, _, found = line.rpartition(b',"check":')
+    record, check_after = _parsed(content + b"}"), zlib.crc32(content + b"}", check)
+    if not isinstance(record, dict) or tuple(record) != _KEYS or found != b"%d}\n" % check_after:
+        return None, check
+    return Row(**record), check_after
+
+
+def _written(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _parsed(line: bytes) -> Any:

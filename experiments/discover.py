@@ -25,15 +25,15 @@ from circuits.methods import METHODS
 from experiments import config as settings
 from experiments import environment, report, saved_runs
 from experiments.config import Config, PatchConfig, command_line
-from experiments.decision_log import Row
 from experiments.errors import BadConfig, Interrupted, NoMemory
-from experiments.model_files import digests, zoo
+from experiments.model_files import digest, digests, zoo
 from experiments.nearest import did_you_mean
 from experiments.progress_display import Display, Silence
-from experiments.run_directory import CONFIG, ENVIRONMENT, RunDirectory, claimed, plan
+from experiments.run_directory import CONFIG, DECISIONS, ENVIRONMENT, RunDirectory, claimed, plan
 from graphs.circuit import Circuit
 
 if TYPE_CHECKING:
+    from patching.ablations import Ablation
     from patching.lens import LensModel
     from patching.masked import MaskedRun
     from patching.scores import Scores
@@ -103,7 +103,10 @@ def discover(
 def identify(config: Config) -> dict[str, Any]:
     """What decides the result of a run: the version, the settings and the contents of the model's files."""
     chosen = {name: value for name, value in config.to_dict().items() if name != "device"}
-    return {"wiretrace": environment.version(), "config": chosen, "model_files": digests(config.model)}
+    known = {"wiretrace": environment.version(), "config": chosen, "model_files": digests(config.model)}
+    if settings.is_constants(config.ablation):
+        known["ablation_file"] = digest(Path(config.ablation))
+    return known
 
 
 def prepare(config: Config, *, show: Display) -> Stage:
@@ -116,11 +119,18 @@ def prepare(config: Config, *, show: Display) -> Stage:
     start = time.perf_counter()
     show.say(f"Loading {config.model} …")
     model = load_model(config)
-    if config.n is not None and config.n > model.graph.n_edges:
-        raise BadConfig(f"expected n to be at most {model.graph.n_edges:,}, the edges of this model; got {config.n:,}.")
     search = _run_on(model, config, split=SEARCH_SPLIT, n=config.prompts)
     held_out = _run_on(model, config, split=HELD_OUT_SPLIT, n=config.held_out)
+    count = units(search, config).n_units
+    if config.n is not None and config.n > count:
+        raise BadConfig(f"expected n to be at most {count:,}, the {config.level}s of this model; got {config.n:,}.")
     return Stage(model, search, held_out, time.perf_counter() - start)
+
+
+def units(run: MaskedRun, config: Config) -> MaskedRun:
+    """The run over what a config decides on or scores."""
+    run = {"edge": run.edges, "node": run.nodes, "neuron": run.neurons}[config.level or "edge"]()
+    return run.positions() if config.positions else run
 
 
 def load_model(config: Config | PatchConfig) -> LensModel:
@@ -166,7 +176,18 @@ def _run_on(model: LensModel, config: Config, *, split: str, n: int) -> MaskedRu
     from patching.masked import MaskedRun
 
     task = tasks.load(config.task).make(model, n=n, seed=config.seed, split=split)
-    return MaskedRun(model, task, ablation=config.ablation, metric=config.metric)
+    return MaskedRun(model, task, ablation=ablation_of(config, model), metric=config.metric)
+
+
+def ablation_of(config: Config, model: LensModel) -> str | Ablation:
+    """The ablation that a config names: one of the table, or trained constants out of a file.
+
+    Raises:
+        InvalidOption: The file is not there, or holds no constants for this model.
+    """
+    from patching import optimal
+
+    return optimal.load(config.ablation, model) if settings.is_constants(config.ablation) else config.ablation
 
 
 def _carry_out(config: Config, stage: Stage, directory: RunDirectory, *, show: Display) -> None:
@@ -228,34 +249,45 @@ def _search(
     config: Config, run: MaskedRun, directory: RunDirectory, *, show: Display
 ) -> tuple[Circuit, Scores | None, int]:
     """Run the method; returns the circuit, the scores if it gives scores, and how many decisions were taken over."""
-    from circuits.select import top_edges
-
     method = METHODS[config.method]
     function = method.function()
+    run = units(run, config)
     followed = "watch" in inspect.signature(function).parameters
-    with _followed(directory) if followed else nullcontext(({}, 0)) as (extra, taken_over):
+    with _followed(directory, show) if followed else nullcontext(({}, 0)) as (extra, taken_over):
         if taken_over:
             show.say(f"Going on after {taken_over:,} decisions.")
         with show.steps(method.name, unit="edge" if followed else "step", done=taken_over) as progress:
             found = function(run, **config.options, **extra, progress=progress)
     if method.gives == "circuit":
         return found, None, taken_over
-    assert config.n is not None, "a config of a method that gives scores has n"
-    return top_edges(found, n=config.n), found, taken_over
+    return _selected(config, found), found, taken_over
+
+
+def _selected(config: Config, scores: Scores) -> Circuit:
+    """The circuit that a config takes from scores."""
+    from circuits.select import greedy_edges, top_edges, top_nodes
+
+    take = top_nodes if config.level != "edge" else {"top": top_edges, "greedy": greedy_edges}[config.selection]
+    n = min(settings.DEFAULT_N, len(scores)) if config.n is None else config.n
+    return take(scores, n=n, signed=config.signed)
 
 
 @contextmanager
-def _followed(directory: RunDirectory) -> Iterator[tuple[dict[str, Any], int]]:
+def _followed(directory: RunDirectory, show: Display) -> Iterator[tuple[dict[str, Any], int]]:
     """Arguments that make a search log its decisions, and take over those of an interrupted one."""
     from circuits.acdc import Decision
-    from graphs.nodes import Edge
 
     log = directory.decisions()
-    decided = [Decision(Edge.parse(row.edge), row.kept, row.delta) for row in log.rows]
+    if log.damaged is not None:
+        show.say(
+            f"{directory.path / DECISIONS} is damaged from line {log.damaged} on: going on from the {len(log.rows):,} "
+            "decisions before it."
+        )
+    decided = [Decision(row.name, row.kept, row.delta) for row in log.rows]
     with directory.writer(log) as writer:
 
         def watch(decision: Decision) -> None:
-            writer.append(Row(str(decision.edge), decision.kept, decision.delta))
+            writer.append(decision.name, decision.kept, decision.delta)
 
         yield {"decided": decided, "watch": watch}, len(decided)
 

@@ -8,19 +8,26 @@ from circuits import tasks
 from circuits.methods import METHODS
 from experiments.config import ABLATIONS, KINDS, METRICS, PATCHING
 from experiments.model_files import FAMILIES, describe, zoo
+from patching import compiled
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def models() -> Table:
-    """Every model that ships, with size and accuracy."""
+    """Every model that ships, with size and accuracy, and every compiled one, with the size of its true circuit."""
     grid = _table("model", "parameters", "size", "shape", "accuracy on held-out prompts")
     for name in zoo():
         shipped = describe(name)
         splits = [f"{share:.1%} ({split})" for split, share in shipped.accuracy.items()]
         count = "?" if shipped.parameters is None else f"{shipped.parameters:,}"
         grid.add_row(name, count, f"{shipped.size / 1e6:.1f} MB", shipped.shape, "\n".join(splits) or "not recorded")
+    for name in compiled.zoo_names():
+        truth = compiled.truth(name)
+        shape = truth.architecture
+        known = f"truth known: {truth.n_edges} of {truth.n_possible} edges"
+        size = f"{shape.n_layers} layers, {shape.n_heads} heads, width {compiled.program(name).width}"
+        grid.add_row(name, "compiled", "no file", size, known)
     return grid
 
 

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import patching
+from graphs.errors import BadFile
+from patching import compiled
 
 ZOO: Final = Path(patching.__file__).parent / "zoo"
+COMPILER: Final = Path(compiled.__file__).parent
 
 FAMILIES: Final[Mapping[str, str]] = {
     "gpt2": "GPT-2",
@@ -55,10 +58,15 @@ class Shipped:
 
 
 def zoo() -> tuple[str, ...]:
-    """The models that ship, as `zoo:NAME`."""
+    """The models that ship as files, as `zoo:NAME`."""
     if not ZOO.is_dir():
         return ()
     return tuple(f"zoo:{path.name}" for path in sorted(ZOO.iterdir()) if (path / "config.json").is_file())
+
+
+def known_zoo() -> tuple[str, ...]:
+    """Everything that `zoo:NAME` can mean: models that ship, and those compiled from programs."""
+    return (*zoo(), *compiled.zoo_names())
 
 
 def describe(name: str) -> Shipped:
@@ -80,12 +88,15 @@ def digests(name: str) -> dict[str, str]:
     folder = _folder(name)
     if folder is None:
         return {}
-    paths = sorted({path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()})
-    return {path.name: _sha256(path) for path in paths}
+    patterns = ("*.py",) if folder == COMPILER else _PATTERNS  # a compiled model's weights follow from the program
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    return {path.name: digest(path) for path in paths}
 
 
 def _folder(name: str) -> Path | None:
     """The folder of a model: of those that ship, a local one, or the hub's cache."""
+    if compiled.is_compiled(name):
+        return COMPILER
     if name.startswith("zoo:"):
         return ZOO / name.removeprefix("zoo:")
     path = Path(name).expanduser()
@@ -101,9 +112,17 @@ def _folder(name: str) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        BadFile: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadFile(f"expected to read {path}; {error.strerror or error}.") from error
 
 
 def _parameters(path: Path) -> int | None:

@@ -262,7 +262,7 @@ def _is_run(effects: Effects) -> bool:
     """Whether patches come from a run, rather than being zero or means, which no metric belongs to."""
     from patching import ablations
 
-    return ablations.get(str(effects.provenance["ablation"])).combine is None
+    return ablations.get(str(effects.provenance["ablation"])).is_run
 
 
 def _signed(value: Any, *, signed: bool) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from circuits import tasks
 from circuits.methods import METHODS
-from experiments.config import ABLATIONS, METRICS, Config, command_line
+from experiments.config import ABLATIONS, DEFAULT_N, METRICS, Config, command_line
 from experiments.progress_display import duration
 from graphs.circuit import Circuit, visible
 from graphs.nodes import Edge
@@ -244,7 +244,8 @@ def _conventions(report: Mapping[str, Any], config: Config) -> str:
         "**Names.** `input` is the embedding, `a1.h3` head 3 of layer 1, `m1` the MLP of layer 1, `logits` the final "
         "residual stream. `m0->a1.h3<q>` is what `m0` writes as the query of that head reads it; `<k>` and `<v>` are "
         "its key and value. Counting starts at 0.",
-        f"**Ablated.** An ablated edge carries {ABLATIONS[config.ablation]} (`{config.ablation}`) in place of its "
+        f"**Ablated.** An ablated edge carries {ABLATIONS.get(config.ablation, 'a trained constant')} "
+        f"(`{config.ablation}`) in place of its "
         "source's own value. The rest of the model runs on the clean prompt (noising).",
         f"**Metric.** `{metric}`: {METRICS[metric]}, averaged over prompts; {higher} is better.",
         f"**Effect.** {_effect(config)}",
@@ -271,7 +272,11 @@ def _effect(config: Config) -> str:
 
 def _options(config: Config) -> str:
     options = [f"{name} = {value}" for name, value in config.options.items()]
-    options += [f"the {config.n:,} edges of largest effect, then without dead ends"] if config.n else []
+    if METHODS[config.method].gives == "scores":
+        count = f"the {config.n:,}" if config.n else f"the {DEFAULT_N} (or all)"
+        rank = "that help most" if config.signed else "of largest effect"
+        grown = ", grown from the logits" if config.selection == "greedy" else ""
+        options.append(f"{count} {config.level}s {rank}{grown}, then without dead ends")
     return f" ({', '.join(options)})" if options else ""
 
 
@@ -316,8 +321,8 @@ def _smaller(config: Config) -> tuple[Config, str]:
     if isinstance(tau, float):
         more = float(f"{2 * tau or 0.01:.6g}")
         return replace(config, options=dict(config.options) | {"tau": more}), f"tau-{more:g}"
-    if config.n:
-        fewer = max(1, config.n // 3)
+    if METHODS[config.method].gives == "scores":
+        fewer = max(1, (config.n or DEFAULT_N) // 3)
         return replace(config, n=fewer), f"n-{fewer}"
     return replace(config, seed=config.seed + 1), f"seed-{config.seed + 1}"
 

@@ -29,6 +29,7 @@ from experiments import decision_log
 from experiments.errors import BadConfig, BadRun, FolderTaken
 from graphs.atomic import read_text, remove_leftovers, write_text
 from graphs.errors import BadFile, WriteFailed
+from graphs.export import EXPORTS as FORMATS
 
 SCHEMA: Final = "wiretrace-run/1"
 STATUS: Final = "status.json"
@@ -40,7 +41,7 @@ RESULTS: Final = (
     *("effects.json", "effects.csv", "heatmap.svg"),
     "report.md",
 )
-EXPORTS: Final = ("circuit.pdf", "circuit.png")
+EXPORTS: Final = ("trace.svg", *(f"circuit{suffix}" for suffix in FORMATS))
 """What `wiretrace export` puts beside the results; out of date once the run is made anew."""
 
 _STAGING: Final = ".wiretrace-results.part"

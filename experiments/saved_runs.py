@@ -16,6 +16,9 @@ from experiments.run_directory import DECISIONS, RESULTS, Status, status
 from graphs.atomic import read_text
 from graphs.circuit import Circuit
 from graphs.errors import BadFile
+from graphs.export import EXPORTS, FORMATS, format_of
+from graphs.importing import load
+from graphs.trace import Step
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def circuit_at(path: Path) -> Circuit:
 
     Raises:
         BadRun: The folder holds no finished run.
-        BadFile: The file cannot be read or is not a circuit.
+        BadFile: The file cannot be read or is not a circuit, in this project's format or another that its suffix says
+            (.pt is that of EAP-IG and MIB, read without running anything in it).
     """
     if path.is_dir():
         file = path / "circuit.json"
@@ -75,33 +79,62 @@ def circuit_at(path: Path) -> Circuit:
             saved(path)
             raise BadRun(f"expected circuit.json in {path}; it is not there. Make the run again.")
         return Circuit.load(file)
-    return Circuit.load(path)
+    if path.suffix.lower() == ".pt":
+        from circuits.mib import read_pt
+
+        return read_pt(path).circuit
+    return load(path) if path.name.lower().endswith(tuple(EXPORTS)) else Circuit.load(path)
 
 
-def export_path(source: Path, *, to: str | None, out: Path | None, formats: tuple[str, ...]) -> Path:
-    """Where an export goes: to `out`, or beside the circuit under its name.
+def course(folder: Path) -> tuple[list[Step], Config]:
+    """The decisions of a search so far, and its settings.
+
+    Raises:
+        BadRun: The folder is no run directory, or holds no decisions.
+    """
+    there = status(folder)
+    if there is None:
+        raise BadRun(f"expected the folder of a run, as `wiretrace discover` makes it; {folder} is not one.")
+    rows = decision_log.read(folder / DECISIONS, run=None).rows
+    if not rows:
+        raise BadRun(
+            f"expected decisions in {folder / DECISIONS}; there are none. Only searches (acdc) make decisions."
+        )
+    try:
+        settings = Config.from_dict(there.identity["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRun(f"expected the settings of a run in {folder}; they cannot be read: {error}.") from error
+    return [Step(row.name, row.kept, row.delta, row.seconds) for row in rows], settings
+
+
+def export_path(source: Path, *, to: str | None, out: Path | None) -> tuple[Path, str]:
+    """Where an export goes, to `out` or beside the circuit under its name, and in which format.
 
     Args:
         source: A run directory or a circuit file.
-        to: A format, such as `pdf`; None if `out` says it.
+        to: A format, such as `pdf` or `cytoscape`, or a suffix; None if `out` says it.
         out: A file; None for the default.
-        formats: What there is, without dots.
 
     Raises:
         UnknownName: There is no such format.
         BadConfig: Neither is given, or the two contradict each other.
     """
     if to is None and out is None:
-        raise BadConfig(f"expected --to with a format out of {', '.join(formats)}, or --out with such a suffix.")
-    suffix = to.lower().removeprefix(".") if to is not None else str(out).rpartition(".")[2].lower()
-    require_known("a format", suffix, formats)
+        raise BadConfig(f"expected --to with a format out of {', '.join(FORMATS)}, or --out with such a suffix.")
+    said = to.lower().removeprefix(".") if to is not None else str(out).lower()
+    if (to is None and said.endswith(tuple(EXPORTS))) or f".{said}" in EXPORTS:
+        name = format_of(said if to is None else f".{said}")
+    else:
+        name = require_known("a format", said if to is not None else said.rpartition(".")[2], FORMATS)
+    suffix = FORMATS[name]
     if out is None:
-        return source / f"circuit.{suffix}" if source.is_dir() else source.with_suffix(f".{suffix}")
+        return (source / f"circuit{suffix}" if source.is_dir() else source.with_suffix(suffix)), name
     if not out.suffix:
-        return out.with_name(f"{out.name}.{suffix}")
-    if out.suffix.lower() != f".{suffix}":
-        raise BadConfig(f"expected --out to end in .{suffix}, as --to says; got {out}.")
-    return out
+        return out.with_name(f"{out.name}{suffix}"), name
+    endings = {Path(f"x{ending}").suffix for ending in EXPORTS if format_of(ending) == name}
+    if out.suffix.lower() not in endings:
+        raise BadConfig(f"expected --out to end in {' or '.join(sorted(endings))}, as --to says; got {out}.")
+    return out, name
 
 
 def _report(path: Path) -> dict[str, Any]:

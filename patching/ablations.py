@@ -7,7 +7,7 @@ object serves the search and the evaluation of what was found. A new one is a li
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +18,7 @@ from patching.errors import InvalidOption, InvalidTask
 from patching.task import Task
 
 if TYPE_CHECKING:
+    from patching.engine import Writes
     from patching.lens import LensModel
 
 Combine = Callable[[Tensor, Tensor], Tensor]
@@ -34,12 +35,20 @@ class Ablation:
             (0 for padding) to replacement values that broadcast to the same shape; None keeps them as they are.
         noise: from a task, the width of the residual stream and the standard deviation of its prompts' token
             embeddings to what is added to the embeddings of the prompts; None adds nothing.
+        constants: replacement values themselves, the same for every prompt (a learned ablation); ``prompts`` and
+            ``combine`` then count for nothing.
     """
 
     name: str
     prompts: Callable[[Task], Int[Tensor, "example pos"]]
     combine: Combine | None = None
     noise: Callable[[Task, int, float], Float[Tensor, "example pos width"]] | None = None
+    constants: Writes | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the replacements are what one run of the model computes, prompt by prompt."""
+        return self.combine is None and self.constants is None
 
     def disturbance(self, model: LensModel, task: Task) -> Float[Tensor, "example pos d_model"] | None:
         """What is added to the embeddings of the prompts."""

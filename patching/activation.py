@@ -79,6 +79,11 @@ class SiteRun:
                 f"expected an ablation that is a run of its own to denoise from (corrupt, resample, gaussian-noise); "
                 f"got {self.ablation.name}, which replaces activations one by one. Use direction='noising'."
             )
+        if self.ablation.constants is not None:
+            raise InvalidOption(
+                f"expected an ablation that says what every site carries; {self.ablation.name} has constants for whole "
+                "nodes alone. Use MaskedRun."
+            )
         check_tokens(model, task)
         self.length = task.clean.shape[1]
         self._make_parts()

@@ -12,6 +12,7 @@ differs from the clean run can never change in a causal model and are cut off; o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -102,6 +103,15 @@ class Batch:
                 self.clean_log_probs = torch.log_softmax(model.readout.logits(final).double(), dim=-1)
             self.clean_metric = self.measure(final)
             self._replaced = None if replacing is None else _cut(replacing, self.start)
+
+    def with_constants(self, constants: Writes) -> Batch:
+        """The same batch with other replacements that every prompt shares; gradients flow to them."""
+        other = copy(self)
+        for made in ("kept", "ablated"):
+            other.__dict__.pop(made, None)
+        other.replacement, other._replaced = constants, None
+        other.base = other._base()
+        return other
 
     def _trace(self, embedded: Tensor, contexts: tuple[Context, ...]) -> Trace:
         return forward(self.model.blocks, embedded, contexts, parallel=self.model.architecture.parallel)
@@ -654,22 +664,27 @@ def evaluate(state: State, masks: np.ndarray, *, keep: bool = False, tensor: Ten
         return Trial(state, masks, plan, evaluation.run(), evaluation.updates)
 
 
-def slopes(state: State, number: int) -> Float[np.ndarray, "target source"]:
+def slopes(state: State, number: int, *, positional: bool = False) -> Float[np.ndarray, "*pos target source"]:
     """Gradient of the summed metric with respect to the mask entries of the edges into one stage's ports.
 
     ``d metric / d mask[t, s] = Σ_example,pos (d metric / d x_t) · (current_s - replacement_s)`` at the state's own
-    mask. Entries of edges that are off, or that the logits do not see, are 0. Cost: one evaluation of what follows
-    the stage, forward and backward.
+    mask; with ``positional`` one entry for each position that the batch computes instead of their sum. Entries of
+    edges that are off, or that the logits do not see, are 0. Cost: one evaluation of what follows the stage, forward
+    and backward.
     """
-    stage = state.batch.planner.stages[number]
-    on = state.mask != 0
+    stage, mask = state.batch.planner.stages[number], state.mask
+    length = state.embedded.shape[-2]
+    if positional and mask.ndim == 2:
+        mask = np.broadcast_to(mask, (length, *mask.shape))
+    everywhere = mask != 0
+    on = everywhere.any(0) if mask.ndim == 3 else everywhere
     changed = np.zeros_like(on)
     changed[stage.targets] = True
     plan = state.batch.planner.plan(on, changed)
-    result = np.zeros(on.shape)
+    result = np.zeros(mask.shape)
     if not plan.dirty_targets[stage.targets].any():
         return result
-    evaluation = Evaluation(state, state.mask[None], plan, leaf_stage=number)
+    evaluation = Evaluation(state, mask[None], plan, leaf_stage=number)
     with torch.enable_grad():
         metric = evaluation.run().sum()
     leaves = [leaf for _targets, _lane, leaf in evaluation.leaves]
@@ -677,9 +692,17 @@ def slopes(state: State, number: int) -> Float[np.ndarray, "target source"]:
         columns = np.flatnonzero(on[targets].any(0))
         rows = state.rows(columns, lane)
         rows = rows[torch.from_numpy(columns)] if len(rows) > len(columns) else rows
-        products = torch.einsum("tbpd,sbpd->ts", gradient[0], rows.expand(-1, *gradient.shape[2:]))
-        result[targets[:, None], columns] = products.double().cpu().numpy()
-    return np.where(on, result, 0.0)
+        rows = rows.expand(-1, *gradient.shape[2:])
+        place = (targets[:, None], columns)
+        if not positional:
+            result[place] = torch.einsum("tbpd,sbpd->ts", gradient[0], rows).double().cpu().numpy()
+        elif lane == FULL:
+            result[:, *place] = torch.einsum("tbpd,sbpd->pts", gradient[0], rows).double().cpu().numpy()
+        else:
+            each = torch.einsum("tbpd,sbpd->bts", gradient[0], rows).double()
+            summed = each.new_zeros(length, *each.shape[1:]).index_add_(0, state.batch.answer, each)
+            result[:, *place] = summed.cpu().numpy()
+    return np.where(everywhere, result, 0.0)
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:

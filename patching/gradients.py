@@ -15,23 +15,19 @@ All give `Effects` with the axes and the sign of `activation.sweep`, which they 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from copy import copy
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
 from patching.activation import Part, SiteRun, chosen_positions
 from patching.atp_star import arranged, collected, contracted
-from patching.blocks import Block, Mlp, Norm
 from patching.effects import Effects
 from patching.errors import InvalidOption
 from patching.lens import LensModel
 from patching.metrics import Prediction
 from patching.progress import Progress, silent
+from patching.relp import relevance_model
 from patching.sites import Start, forward, kind_of
 
 RULES = ("left", "right", "midpoint", "trapezoid")
@@ -264,7 +260,7 @@ def relp(
         >>> relp(run, "z").axes
         ('layer', 'head')
     """
-    model = _relevance_model(run.model)
+    model = relevance_model(run.model)
 
     def estimate(part: Part, shown: Callable[[], None]) -> list[Tensor]:
         _, gradients = _gradients(part, kind, part.embedded, model=model, constant_patterns=constant_patterns)
@@ -307,7 +303,7 @@ def _collect(
 
 
 def _require_run(run: SiteRun) -> None:
-    if run.ablation.combine is not None:
+    if not run.ablation.is_run:
         raise InvalidOption(
             f"expected an ablation that is a run of its own (corrupt, resample, gaussian-noise), for there is no path "
             f"of inputs to {run.ablation.name}. Use `activations`."
@@ -360,68 +356,3 @@ def _gradient_of_site(part: Part, kind: str, layer: int, value: Tensor) -> Tenso
         final = forward(part.model, part.contexts, part.start(layer, stage, 0), visit, answer=part.answer, trim=False)
         (gradient,) = torch.autograd.grad(part.measure(final[0]).sum(), value)
     return gradient
-
-
-class _ConstantScale(Norm):
-    """A norm whose divisor passes no gradient."""
-
-    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        centre = x - x.mean(-1, keepdim=True) if self.centered else x
-        unit = centre / self.scale(x)
-        unit = unit if self.weight is None else unit * self.weight
-        return unit if self.bias is None else unit + self.bias
-
-    def scale(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
-        return super().scale(x).detach()
-
-
-@dataclass(frozen=True)
-class _RelevanceMlp(Mlp):
-    """An MLP under the identity and half rules."""
-
-    def hidden(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
-        read = F.linear(x, self.w_in, self.b_in)
-        if self.w_gate is None:
-            return _straight(self.activation, read)
-        gate = _straight(self.activation, F.linear(x, self.w_gate, self.b_gate))
-        return 0.5 * (gate.detach() * read + gate * read.detach())
-
-
-def _straight(activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``x · (f(x) / x)`` with the ratio constant; where x is 0 the ratio is f's slope there."""
-    held = x.detach()
-    small = held.abs() < 1e-6
-    safe = torch.where(small, torch.ones_like(held), held)
-    step = torch.full_like(held, 1e-3)
-    slope = (activation(step) - activation(-step)) / (2 * step)
-    ratio = torch.where(small, slope, activation(held) / safe)
-    return x * ratio + (activation(held) - held * ratio)  # the bracket is 0 but for f(0), and carries no gradient
-
-
-def _relevance_model(model: LensModel) -> LensModel:
-    """The same values, with another backward pass."""
-    twin = copy(model)
-    twin.blocks = tuple(_relevance_block(block) for block in model.blocks)
-    twin.readout = replace(model.readout, norm=_linear_norm(model.readout.norm))
-    return twin
-
-
-def _relevance_block(block: Block) -> Block:
-    mlp = block.mlp
-    if mlp is not None:
-        fields = {name: getattr(mlp, name) for name in mlp.__dataclass_fields__}
-        mlp = _RelevanceMlp(**fields | {"post": _linear_norm(mlp.post)})
-    attention = replace(
-        block.attention,
-        query_norm=_linear_norm(block.attention.query_norm),
-        key_norm=_linear_norm(block.attention.key_norm),
-        post=_linear_norm(block.attention.post),
-    )
-    return Block(_linear_norm(block.attention_norm), attention, _linear_norm(block.mlp_norm), mlp)
-
-
-def _linear_norm(norm: Any) -> Any:
-    """The same norm under the LN rule; whatever is no norm stays as it is."""
-    if not isinstance(norm, Norm):
-        return norm
-    return _ConstantScale(norm.weight, norm.bias, norm.eps, norm.centered)

@@ -84,8 +84,8 @@ class LensModel:
         """Load a model for analysis.
 
         Args:
-            source: ``zoo:NAME`` for a model that ships, a directory in Hugging Face format (config.json and
-                safetensors weights), or the name of a model on the Hugging Face hub.
+            source: ``zoo:NAME`` for a model that ships or is compiled (`patching.compiled`), a directory in Hugging
+                Face format (config.json and safetensors weights), or the name of a model on the Hugging Face hub.
             device: where to put it; the first CUDA device if there is one, else the CPU.
             dtype: of the weights. float32 is the default because half precision cannot rank small effects.
 
@@ -98,9 +98,13 @@ class LensModel:
             >>> LensModel.load("zoo:ioi").architecture.n_layers > 1
             True
         """
+        from patching import compiled
+
         name = str(source)
-        folder = _folder(name)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if compiled.is_compiled(name):
+            return compiled.model(name, dtype=dtype, device=device)
+        folder = _folder(name)
         if folder is None:
             _require_reachable(name)
         else:
@@ -432,7 +436,7 @@ def _positive(value: float | None) -> float | None:
 
 
 def zoo_names() -> tuple[str, ...]:
-    """Models that ship, as ``zoo:NAME``."""
+    """Models that ship as files, as ``zoo:NAME``; `patching.compiled.zoo_names` are those without."""
     if not ZOO.is_dir():
         return ()
     return tuple(f"zoo:{path.name}" for path in sorted(ZOO.iterdir()) if (path / "config.json").is_file())
@@ -442,7 +446,10 @@ def _folder(name: str) -> Path | None:
     """The directory that a name means, or None for a hub name."""
     if name.startswith("zoo:"):
         if name not in zoo_names():
-            raise ModelNotFound(f"expected one of {', '.join(zoo_names())}; got {name!r}, which does not ship.")
+            raise ModelNotFound(
+                f"expected one of {', '.join(zoo_names())} or a compiled model; got {name!r}, which does not ship. "
+                "`wiretrace models` lists them."
+            )
         return ZOO / name.removeprefix("zoo:")
     path = Path(name).expanduser()
     if path.is_dir():

@@ -25,10 +25,11 @@ from graphs.nodes import Edge, Node
 from patching import ablations, metrics
 from patching.ablations import Ablation
 from patching.engine import Batch, State, Trial, Writes, evaluate, slopes
-from patching.errors import InvalidMask, InvalidTask
+from patching.errors import InvalidMask, InvalidOption, InvalidTask
 from patching.lens import LensModel
 from patching.metrics import Metric
 from patching.plan import Planner
+from patching.scores import neurons
 from patching.task import Task
 
 DEFAULT_BYTES = 512 << 20
@@ -79,7 +80,7 @@ class MaskedRun:
         prompts = self.ablation.prompts(self.task)
         size = max(1, min(len(self.task), self.memory // max(1, self._bytes(1))))
         rows = [slice(start, start + size) for start in range(0, len(self.task), size)]
-        writes = None if self.ablation.combine is None else self._constants(prompts, rows)
+        writes = None if self.ablation.is_run else self._constants(prompts, rows)
         added = self.ablation.disturbance(self.model, self.task)
         self.batches = tuple(
             Batch(
@@ -98,10 +99,12 @@ class MaskedRun:
 
     @torch.no_grad()
     def _constants(self, prompts: Tensor, rows: list[slice]) -> Writes:
-        """Replacements that are pooled over all prompts (means, zero)."""
+        """Replacements that are the same for all prompts: given, or pooled over them (means, zero)."""
         from patching.blocks import forward
 
-        combine = self.ablation.combine
+        given, combine = self.ablation.constants, self.ablation.combine
+        if given is not None:
+            return given.map(lambda value: value.to(self.model.device, self.model.dtype))
         assert combine is not None
         contexts = self.model.contexts(prompts.shape[1])
         parallel = self.model.architecture.parallel
@@ -119,11 +122,15 @@ class MaskedRun:
     @property
     def units(self) -> tuple[Edge, ...] | tuple[Node, ...]:
         """What the last axis of a mask stands for."""
+        if self.level == "neuron":
+            return neurons(self.graph.architecture, self.n_units)
         return self.graph.edges if self.level == "edge" else self.graph.sources
 
     @property
     def n_units(self) -> int:
         """How many there are."""
+        if self.level == "neuron":
+            return sum(block.mlp.w_in.shape[0] for block in self.model.blocks if block.mlp is not None)
         return self.graph.n_edges if self.level == "edge" else len(self.graph.sources)
 
     def nodes(self) -> MaskedRun:
@@ -134,9 +141,44 @@ class MaskedRun:
         """The same run with masks over edges."""
         return self._view(level="edge")
 
+    def neurons(self) -> MaskedRun:
+        """The same run over the neurons of all MLPs, for gradient methods alone: masks over neurons are not run.
+
+        Raises:
+            InvalidOption: the model has no MLPs.
+        """
+        if not self.graph.architecture.has_mlp:
+            raise InvalidOption(f"expected a model with MLPs; {self.model.name} has attention only, so no neurons.")
+        return self._view(level="neuron")
+
+    def with_constants(self, constants: Writes) -> MaskedRun:
+        """The same run with other constants in place of replaced values, to train them.
+
+        With a mask that requires gradients, the metric carries gradients to the constants too.
+
+        Args:
+            constants: of the shapes that a zero ablation has: ``[1, 1, d_model]`` for the input and each MLP,
+                ``[head, 1, 1, d_head]`` for each layer's heads (any axis of length 1 may be whole).
+
+        Raises:
+            InvalidOption: this run's own replacements are not constants.
+        """
+        if self.ablation.is_run:
+            raise InvalidOption(
+                f"expected a run whose replacements are constants, such as one with ablation='zero'; "
+                f"got {self.ablation.name}."
+            )
+        view = self._view(batches=tuple(batch.with_constants(constants) for batch in self.batches))
+        view.__dict__.pop("corrupt_metric", None)
+        return view
+
     def positions(self) -> MaskedRun:
         """The same run with masks that have a position axis before the unit axis."""
         return self._view(per_position=True)
+
+    def everywhere(self) -> MaskedRun:
+        """The same run with masks that have no position axis."""
+        return self._view(per_position=False)
 
     def _view(self, **changes: object) -> MaskedRun:
         view = copy.copy(self)
@@ -157,15 +199,36 @@ class MaskedRun:
         """The mask that ablates everything."""
         return torch.zeros_like(self.ones())
 
-    def mask_of(self, circuit: Circuit) -> Float[Tensor, " edge"]:
-        """The edge mask that keeps a circuit and ablates the rest."""
+    def mask_of(self, circuit: Circuit) -> Float[Tensor, "*pos edge"]:
+        """The edge mask that keeps a circuit and ablates the rest.
+
+        By position for a run by `positions`; an edge without a position is then kept at all of them.
+
+        Raises:
+            InvalidMask: the circuit is of another model, or of positions that this run does not have.
+        """
         if circuit.architecture != self.graph.architecture:
             raise InvalidMask(
                 f"expected a circuit of a model with {self.graph}; got one of {ComponentGraph(circuit.architecture)}. "
                 "Load the model that the circuit was found in."
             )
         mask = self.edges().zeros()
-        mask[[self.graph.number(edge) for edge in circuit.edges]] = 1.0
+        places = [edge.position for edge in circuit.edges if edge.position is not None]
+        if not self.per_position:
+            if places:
+                raise InvalidMask(
+                    f"expected edges at every position; {len(places):,} of the circuit's are at one position each. "
+                    "Use run.positions()."
+                )
+            mask[[self.graph.number(edge) for edge in circuit.edges]] = 1.0
+            return mask
+        if places and max(places) >= len(mask):
+            raise InvalidMask(
+                f"expected positions below {len(mask)}, the length of these prompts; the circuit has {max(places)}. "
+                "Judge it on prompts of the length that it was found on."
+            )
+        for edge in circuit.edges:
+            mask[slice(None) if edge.position is None else edge.position, self.graph.number(edge.everywhere())] = 1.0
         return mask
 
     # --- running ---------------------------------------------------------------------------------------------------
@@ -197,10 +260,15 @@ class MaskedRun:
             InvalidMask: wrong shape, or values that are not finite.
             NotFinite: the metric is NaN or infinite.
         """
+        if self.level == "neuron":
+            raise InvalidOption(
+                "expected a run over edges or nodes: masks over neurons are not run. Gradient methods score neurons, "
+                "patching.activation.sweep patches them one by one."
+            )
         flat, lead = self._checked(mask)
         if mask.requires_grad:
-            values = [self._differentiable(flat[i : i + 1]) for i in range(len(flat))]
-            return torch.cat(values).reshape(*lead, -1)
+            values = [torch.cat([self._differentiable(row, batch) for batch in self.batches]) for row in flat]
+            return torch.stack(values).reshape(*lead, -1)
         mostly = (flat == 1).float().mean(tuple(range(1, flat.ndim))) > 0.5
         result = torch.empty(len(flat), len(self.task), dtype=torch.float64, device=self.model.device)
         for keep in (True, False):
@@ -213,22 +281,44 @@ class MaskedRun:
                 result[part.to(result.device)] = torch.cat(values, dim=-1)
         return result.reshape(*lead, len(self.task))
 
-    def _differentiable(self, flat: Tensor) -> Tensor:
-        tensor = self._spread(flat.to(self.model.device))
+    def _differentiable(self, row: Tensor, batch: Batch) -> Float[Tensor, " example"]:
+        """The metric of one batch under one mask, with gradients."""
+        tensor = self._spread(row[None].to(self.model.device))
         masks = tensor.detach().cpu().numpy()
-        values = []
-        for batch in self.batches:
-            own = tensor[:, batch.start :] if self.per_position else tensor
-            values.append(evaluate(batch.ablated, self._own(masks, batch), tensor=own).metric)
-        return torch.cat(values, dim=-1)
+        own = tensor[:, batch.start :] if self.per_position else tensor
+        return evaluate(batch.ablated, self._own(masks, batch), tensor=own).metric[0]
 
     def gradient(self, mask: Float[Tensor, "*sample_pos unit"]) -> Float[Tensor, "*sample_pos unit"]:
         """Gradient of the mean metric with respect to the mask, for every unit, also where the mask is 0.
 
         Cost per mask: about one dense masked forward and backward.
+
+        Raises:
+            InvalidOption: the metric has no gradient.
         """
-        leaf = mask.detach().clone().requires_grad_(True)
-        return torch.autograd.grad(self(leaf).mean(-1).sum(), leaf)[0]
+        return self.value_and_gradient(mask)[1]
+
+    def value_and_gradient(
+        self, mask: Float[Tensor, "*sample_pos unit"]
+    ) -> tuple[Float[Tensor, "*sample example"], Float[Tensor, "*sample_pos unit"]]:
+        """The metric of every prompt under each mask, and `gradient`, one batch and mask in memory at a time.
+
+        Raises:
+            InvalidOption: the metric has no gradient.
+        """
+        flat, lead = self._checked(mask.detach())
+        values, slopes = [], torch.zeros_like(flat)
+        for row, slope in zip(flat, slopes, strict=True):
+            for batch in self.batches:
+                leaf = row.clone().requires_grad_(True)
+                value = self._differentiable(leaf, batch)
+                if not value.requires_grad:
+                    raise InvalidOption(
+                        f"expected a metric with a gradient; {self.metric.name} has none. Use kl or logit_difference."
+                    )
+                slope += torch.autograd.grad(value.sum(), leaf)[0] / len(self.task)
+                values.append(value.detach())
+        return torch.cat(values).reshape(*lead, len(self.task)), slopes.reshape(mask.shape)
 
     def damage(self, values: Float[Tensor, "*sample example"]) -> Float[Tensor, "*sample"]:
         """How much worse than the clean run, averaged over prompts: KL, or clean metric minus metric."""
@@ -360,17 +450,22 @@ class Cursor:
         ]
         return torch.cat([trial.metric for trial in self._trials], dim=-1)
 
-    def slopes(self, stage: int) -> Float[Tensor, " edge"]:
+    def slopes(self, stage: int) -> Float[Tensor, "*pos edge"]:
         """Gradient of the mean metric, at the current mask, for the edges into one stage's ports.
 
-        0 for all other edges, and for those that are off. Cost: what follows the stage, forward and backward.
+        By position for a run by `MaskedRun.positions`. 0 for all other edges, and for those that are off. Cost: what
+        follows the stage, forward and backward.
 
         Args:
             stage: number of the stage in ``run.planner.stages``.
         """
-        total = sum(slopes(state, stage) for state in self._states)
-        targets, sources = self.run._places
-        return torch.from_numpy(np.asarray(total)[targets, sources] / len(self.run.task))
+        run = self.run
+        targets, sources = run._places
+        total = np.zeros((run.task.clean.shape[1], run.graph.n_edges) if run.per_position else run.graph.n_edges)
+        for state in self._states:
+            own = slopes(state, stage, positional=run.per_position)[..., targets, sources]
+            total[state.batch.start if run.per_position else 0 :] += own
+        return torch.from_numpy(total / len(run.task))
 
     def move(self, sample: int) -> None:
         """Make one of the masks just looked at the current one."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from graphs.atomic import write_text
 from graphs.components import Architecture, ComponentGraph
 from graphs.errors import UnknownEdge, UnknownNode
-from graphs.nodes import Edge, Node
+from graphs.nodes import Edge, Node, neuron
 from patching.agreement import agreement
 from patching.errors import InvalidOption
 
@@ -36,7 +36,7 @@ class Scores:
 
     Attributes:
         architecture: of the model.
-        level: ``edge`` or ``node``.
+        level: ``edge``, ``node`` or ``neuron`` (the neurons of all MLPs, layer by layer).
         values: effect of every unit, in the metric's unit, averaged over prompts.
         standard_error: of that average over prompts (None for a single prompt).
         provenance: method, options, model, task, ablation, metric, versions.
@@ -69,6 +69,8 @@ class Scores:
     @property
     def units(self) -> tuple[Edge, ...] | tuple[Node, ...]:
         """What each value belongs to."""
+        if self.level == "neuron":
+            return neurons(self.architecture, len(self.values))
         return self.graph.edges if self.level == "edge" else self.graph.sources
 
     @property
@@ -95,9 +97,22 @@ class Scores:
                 raise UnknownEdge(f"these are scores of edges, such as m0->logits; got {unit}")
             return self.graph.number(edge)
         node = Node.parse(unit) if isinstance(unit, str) else unit
+        if self.level == "neuron":
+            return self._index_of_neuron(node)
         if not isinstance(node, Node) or node not in self.graph.source_index:
             raise UnknownNode(f"expected a node that writes, such as a0.h1, m0 or input; got {unit}")
         return self.graph.source_index[node]
+
+    def _index_of_neuron(self, node: object) -> int:
+        try:
+            return self._neuron_index[node]  # type: ignore[index]
+        except (KeyError, TypeError):
+            first, last = self.units[0], self.units[-1]
+            raise UnknownNode(f"these are scores of the neurons {first} to {last}; got {node}") from None
+
+    @cached_property
+    def _neuron_index(self) -> dict[Node, int]:
+        return {node: i for i, node in enumerate(self.units) if isinstance(node, Node)}
 
     def ranking(self, *, signed: bool = False) -> list[int]:
         """Unit numbers from most to least important; ties go to the lower number.
@@ -173,7 +188,7 @@ class Scores:
             numbers = [scores.values] if error is None else [scores.values, scores.standard_error]
             if not all(bool(torch.isfinite(column).all()) for column in numbers if column is not None):
                 raise ValueError("it holds values that are not finite")
-            if scores.level not in ("edge", "node") or len(scores.values) != len(scores.units):
+            if scores.level not in ("edge", "node", "neuron") or len(scores.values) != len(scores.units):
                 raise ValueError("values and units do not match")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error_:
             raise InvalidOption(
@@ -187,3 +202,15 @@ class Scores:
 
     def _repr_html_(self) -> str:
         return self.to_frame().head(20).to_html(index=False)
+
+
+def neurons(architecture: Architecture, count: int) -> tuple[Node, ...]:
+    """The names of ``count`` neurons, shared equally by the layers of a model.
+
+    Raises:
+        InvalidOption: the layers cannot share them equally.
+    """
+    if not architecture.has_mlp or count % architecture.n_layers:
+        raise InvalidOption(f"expected as many neurons in each of {architecture.n_layers} MLPs; got {count} in all.")
+    width = count // architecture.n_layers
+    return tuple(neuron(layer, index) for layer in range(architecture.n_layers) for index in range(width))

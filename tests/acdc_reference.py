@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from graphs.nodes import Port
+from graphs.nodes import Edge, Node, Port
 from patching.masked import MaskedRun
 
 
@@ -63,3 +63,83 @@ def ties(steps: list[Step], *, tau: float) -> list[float]:
         if delta >= 0 and delta != tau and same_so_far:
             found.append(delta)
     return found
+
+
+def sequential_in_order(
+    run: MaskedRun, names: list[str], *, tau: float, absolute: bool = False
+) -> tuple[Tensor, list[Step]]:
+    """The same loop over anything that has a name, in a given order: edges, edges of all ports, nodes, positions."""
+    mask, steps = run.ones(), []
+    current = float(run.damage(run(mask)))
+    for number, name in enumerate(names):
+        without = mask.clone()
+        for row, unit in entries(run, name):
+            without.view(-1, run.n_units)[row, unit] = 0
+        if not reaches_an_answer(run, mask.reshape(-1, run.n_units) != 0, name):
+            mask = without
+            steps.append(Step(number, False, None))
+            continue
+        new = float(run.damage(run(without)))
+        delta = new - current
+        kept = not (abs(delta) if absolute else delta) < tau
+        if not kept:
+            mask, current = without, new
+        steps.append(Step(number, kept, delta))
+    return mask, steps
+
+
+def place_of(name: str) -> tuple[str, int | None]:
+    bare, at, place = name.partition("@")
+    return bare, int(place) if at else None
+
+
+def ports_of(run: MaskedRun, name: str) -> tuple[Node, list[Port]]:
+    """The sender that a name speaks of, and the ports where it is read."""
+    sender, _, reader = place_of(name)[0].partition("->")
+    ports = [port for port in run.graph.targets if reader in (str(port), str(port.node))]
+    return Node.parse(sender), ports
+
+
+def entries(run: MaskedRun, name: str) -> list[tuple[int, int]]:
+    """The rows and columns of the mask that a name stands for."""
+    sender, ports = ports_of(run, name)
+    row = place_of(name)[1] or 0
+    if run.level == "node":
+        return [(row, run.graph.source_index[sender])]
+    return [(row, run.graph.number(Edge(sender, port.node, port.letter))) for port in ports]
+
+
+def reaches_an_answer(run: MaskedRun, on: Tensor, name: str) -> bool:
+    """Whether what a candidate carries is read by anything that is still there, position by position."""
+    graph, (bare, place) = run.graph, place_of(name)
+    answered = set(run.task.positions.tolist())
+    if place is not None and run.ablation.is_run:
+        clean, other = (
+            run.model.embed(run.task.clean),
+            run.ablation.embed(run.model, run.task, run.ablation.prompts(run.task)),
+        )
+        if not bool((clean[:, : place + 1] != other[:, : place + 1]).any()) and place < int(run.task.positions.min()):
+            return False
+    if run.level == "node":
+        if place is None or place in answered:
+            return True
+        sender = Node.parse(bare)
+        for reader in graph.sources[1:]:
+            if not any(
+                graph.source_index[sender] < graph.n_visible[graph.target_index[port]] for port in graph.readers(reader)
+            ):
+                continue
+            rows = on[place:] if reader.kind == "head" else on[place : place + 1]
+            if bool(rows[:, graph.source_index[reader]].any()):
+                return True
+        return False
+    _, ports = ports_of(run, name)
+    for port in ports:
+        if port.node.kind == "logits" and (place is None or place in answered):
+            return True
+        writers = graph.query_heads(port.node) if port.node.kind == "kv" else (port.node,)
+        rows = on if place is None else on[place:] if port.letter in ("k", "v") else on[place : place + 1]
+        columns = [number for number, edge in enumerate(graph.edges) if edge.source in writers]
+        if bool(rows[:, columns].any()):
+            return True
+    return False

@@ -6,8 +6,8 @@ loads neither torch nor a model.
 
 Example:
     >>> from circuits import tasks
-    >>> sorted(tasks.TASKS)
-    ['ioi']
+    >>> "ioi" in tasks.TASKS, "reverse" in tasks.TASKS
+    (True, True)
     >>> tasks.load("ioi").generate(1, seed=0)[0].answer.startswith(" ")
     True
 """
@@ -19,11 +19,13 @@ import importlib
 from types import ModuleType
 
 from circuits.tasks.errors import UnknownTask
+from patching.compiled.programs import PROGRAMS
 
 TASKS: dict[str, str] = {
     "ioi": "circuits.tasks.ioi",
+    **dict.fromkeys(PROGRAMS, "circuits.tasks.compiled"),
 }
-"""Every task's name and the module that makes it."""
+"""Every task's name and the module that makes it; the programs of `patching.compiled` share one."""
 
 
 def load(name: str) -> ModuleType:
@@ -42,7 +44,8 @@ def load(name: str) -> ModuleType:
         near = difflib.get_close_matches(name, TASKS, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UnknownTask(f"expected a task out of {', '.join(sorted(TASKS))}; got {name!r}.{hint}")
-    return importlib.import_module(TASKS[name])
+    module = importlib.import_module(TASKS[name])
+    return module.of(name) if name in PROGRAMS else module
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -129,8 +129,13 @@ def test_prompts_do_not_depend_on_their_batch() -> None:
         evaluate(MaskedRun(tiny.model("gpt2"), tiny.task(), memory=memory), circuit).to_dict()
         for memory in (1 << 27, 1)
     )
+    intervals = whole_batch.pop("intervals"), one_by_one.pop("intervals")
+    assert whole_batch.pop("notes") == one_by_one.pop("notes")
     assert whole_batch.pop("interval") == pytest.approx(one_by_one.pop("interval"))
     assert whole_batch == pytest.approx(one_by_one)
+    assert set(intervals[0]) == set(intervals[1])
+    for name, interval in intervals[0].items():
+        assert interval == pytest.approx(intervals[1][name], abs=1e-12)
 
 
 def test_the_view_of_the_run_does_not_matter() -> None:
@@ -153,6 +158,112 @@ def test_nothing_is_left_behind() -> None:
     run = MaskedRun(model, tiny.task())
     evaluate(run, whole(run))
     assert traces(model) == before
+
+
+# --- beside the circuit: intervals, random circuits, KL, notes ------------------------------------------------------
+
+
+def test_every_figure_has_an_interval_around_it() -> None:
+    """With every one of 12 prompts; the worst prompt is one prompt and has none."""
+    run = MaskedRun(tiny.model("llama"), tiny.task(n=12))
+    report = evaluate(run, circuit_of(run, "input->m0", "m0->logits", "m0->m1", "m1->logits"))
+    figures = ("clean", "ablated", "circuit", "complement", "faithfulness", "completeness_gap", "random_faithfulness",
+               "random_paths", "kl", "kl_ablated", "kl_faithfulness", "kl_random")  # fmt: skip
+    assert set(report.intervals) == set(figures)
+    for name in figures:
+        low, high = report.intervals[name]
+        assert low - 1e-9 <= getattr(report, name) <= high + 1e-9
+    assert report.interval == report.intervals["faithfulness"]
+    assert report.kl_worst >= report.kl
+
+
+def test_random_circuits_by_hand() -> None:
+    """The figures are means and standard deviations of the same masks, run one at a time."""
+    from circuits.random_circuits import random_edges, random_paths
+
+    run = MaskedRun(tiny.model("gpt2"), tiny.task(n=5))
+    circuit = Circuit(run.graph.architecture, run.units[::3])  # type: ignore[arg-type]
+    report = evaluate(run, circuit, random_circuits=4, seed=7)
+    generator = torch.Generator().manual_seed(7)
+    gap = (run.clean_metric - run.corrupt_metric).mean()
+    for draw, mean, spread in (
+        (random_edges, report.random_faithfulness, report.random_spread),
+        (random_paths, report.random_paths, report.random_paths_spread),
+    ):
+        masks = [draw(run.graph, n=circuit.n_edges, generator=generator).double() for _ in range(4)]
+        shares = torch.stack([(run(mask) - run.corrupt_metric).mean() / gap for mask in masks])
+        assert mean == pytest.approx(float(shares.mean()))
+        assert spread == pytest.approx(float(shares.std()))
+
+
+@pytest.mark.parametrize("ablation", ["corrupt", "zero", "mean"])
+def test_kl_stands_beside_the_metric(ablation: str) -> None:
+    """It is what a run judged by KL gives."""
+    run, by_kl = (MaskedRun(tiny.model("gpt2"), tiny.task(), metric=m, ablation=ablation) for m in (None, "kl"))
+    circuit = circuit_of(run, "input->m0", "m0->logits", "a0.h1->m0", "input->a0.h1<v>")
+    report, expected = evaluate(run, circuit), evaluate(by_kl, circuit)
+    assert report.kl == pytest.approx(expected.circuit)
+    assert report.kl_ablated == pytest.approx(expected.ablated)
+    assert report.kl_faithfulness == pytest.approx(expected.faithfulness)
+    assert report.kl_random == pytest.approx(expected.random_faithfulness)
+    assert (expected.kl, expected.kl_worst) == pytest.approx((expected.circuit, report.kl_worst))
+    assert report.kl_faithfulness == pytest.approx(1 - report.kl / report.kl_ablated)
+
+
+def test_kl_uses_constants_that_were_put_in_place() -> None:
+    run = MaskedRun(tiny.model("gpt2"), tiny.task(), ablation="zero")
+    generator = torch.Generator().manual_seed(0)
+    other = run.batches[0].replacement.map(
+        lambda value: value + torch.randn(value.shape, generator=generator, dtype=value.dtype)
+    )
+    report = evaluate(run.with_constants(other), circuit_of(run, "input->m0", "m0->logits"))
+    by_kl = MaskedRun(run.model, run.task, ablation="zero", metric="kl")
+    assert report.kl_ablated == pytest.approx(float(by_kl.with_constants(other)(by_kl.zeros()).mean()))
+    assert report.kl_ablated != pytest.approx(float(by_kl.corrupt_metric.mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_edges_at_positions(family: str) -> None:
+    """By the run over positions; edges named at every position one by one are edges without a position."""
+    run = MaskedRun(tiny.model(family), tiny.task(n=4, prefix=1))
+    names = ("input->m0", "m0->logits", "a0.h1->logits")
+    placed = Circuit(run.graph.architecture, [Edge.parse(f"{name}@{p}") for name in names for p in range(tiny.LENGTH)])
+    plain, report = evaluate(run, circuit_of(run, *names)), evaluate(run, placed)
+    for name in ("circuit", "complement", "faithfulness", "completeness_gap", "kl"):
+        assert getattr(report, name) == pytest.approx(getattr(plain, name), abs=1e-9)
+    assert (report.n_possible, report.random_paths) == (run.n_units * tiny.LENGTH, None)
+    some = Circuit(run.graph.architecture, placed.edges[::2])
+    by_position = run.positions()
+    assert evaluate(run, some).circuit == pytest.approx(float(by_position(by_position.mask_of(some)).mean()))
+    assert evaluate(by_position, some) == evaluate(run, some)
+
+
+def test_notes_say_what_to_doubt() -> None:
+    run = MaskedRun(toy.model(), toy.task())
+    assert any("the circuit has no edges" in note for note in evaluate(run, circuit_of(run)).notes)
+    assert any("is the whole model" in note for note in evaluate(run, whole(run)).notes)
+    one = MaskedRun(toy.model(), toy.task().subset(slice(0, 1)))
+    notes = evaluate(one, circuit_of(one, "a0.h1->logits", "input->a0.h1<v>")).notes
+    assert "one prompt has no intervals." in notes
+    assert any("better than the whole model" in note for note in notes)
+    swapped = MaskedRun(toy.model(), toy.task().swapped())
+    assert any("does worse than with everything ablated" in note for note in evaluate(swapped, whole(swapped)).notes)
+    # gaps 0.5, 2.5, 2.5, -0.5: 10 of 256 resamples of four have a mean of 0 or below
+    unsteady = evaluate(run, whole(run), resamples=20_000)
+    assert any("in 4% of the resamples the gap" in note for note in unsteady.notes)
+
+
+def test_edges_and_knock_outs_on_request() -> None:
+    run = MaskedRun(tiny.model("gpt2"), tiny.task())
+    circuit = circuit_of(run, "input->m0", "m0->logits", "input->logits")
+    report = evaluate(run, circuit, minimality=True, knockout=True)
+    assert report.minimality is not None
+    assert report.knock_out is not None
+    assert len(report.minimality.rows) == 3
+    assert report.knock_out.left[-1] == pytest.approx(report.completeness_gap)
+    assert "minimality: each of 3 edges" in str(report)
+    json.dumps(report.to_dict(), allow_nan=False)
+    assert evaluate(run, circuit).minimality is None
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

@@ -87,9 +87,9 @@ def test_the_environment_is_recorded(finished_run):
 def test_the_log_holds_one_decision_for_every_edge(finished_run):
     head, *rows = [json.loads(line) for line in (finished_run / "decisions.jsonl").read_text().splitlines()]
     circuit = Circuit.load(finished_run / "circuit.json")
-    assert head["schema"] == "wiretrace-decisions/1"
-    assert len(rows) == len({row["edge"] for row in rows}) == circuit.n_possible
-    assert {row["edge"] for row in rows if row["kept"]} == {str(edge) for edge in circuit.edges}
+    assert head["schema"] == "wiretrace-decisions/2"
+    assert len(rows) == len({row["name"] for row in rows}) == circuit.n_possible
+    assert {row["name"] for row in rows if row["kept"]} == {str(edge) for edge in circuit.edges}
 
 
 def test_the_page_says_what_was_found(finished_run):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from graphs.circuit import Circuit
+
 
 def refused(result) -> str:
     """The sentence of a command that ended with exit code 1."""
@@ -41,7 +43,10 @@ def refused(result) -> str:
         (["discover", "ioi", "--model", "gpt2", "--device", "gpu"], "expected a device such as cpu"),
         (["discover", "ioi", "--model", "gpt2", "-o", "absolute"], "NAME=VALUE"),
         (["discover", "ioi", "--model", "gpt2", "-o", "absolute=maybe"], "expected absolute to be true or false"),
-        (["discover", "ioi", "--model", "gpt2", "-o", "abs=true"], "it takes tau, absolute; got abs"),
+        (
+            ["discover", "ioi", "--model", "gpt2", "-o", "abs=true"],
+            "it takes tau, absolute, order, merged, seed; got abs",
+        ),
         (["discover", "ioi", "--model", "gpt2", "--overwrite", "--resume"], "not both"),
         (["run", "nothing.toml", "--out", "x"], "there is no file nothing.toml"),
         (["show", "."], "expected the folder of a run"),
@@ -166,13 +171,13 @@ def test_two_processes_do_not_share_a_folder(discover, tmp_path):
 # -------------------------------------------------------------------------------------------------------- torn files
 
 
-def test_a_damaged_log_is_refused_with_what_to_do(discover, monkeypatch, tmp_path):
+def test_a_damaged_log_counts_up_to_the_damage(discover, finished_run, monkeypatch, tmp_path):
     from experiments.decision_log import Writer
 
     append, made = Writer.append, [0]
 
-    def stopping(writer, row):
-        append(writer, row)
+    def stopping(writer, *row):
+        append(writer, *row)
         made[0] += 1
         if made[0] == 30:
             raise KeyboardInterrupt
@@ -181,11 +186,13 @@ def test_a_damaged_log_is_refused_with_what_to_do(discover, monkeypatch, tmp_pat
     assert discover(tmp_path / "run").exit_code == 130
     path = tmp_path / "run" / "decisions.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*lines[:10], b'{"edge": "m0->lo', *lines[12:]]))
-    said = refused(discover(tmp_path / "run", "--resume"))
-    assert "line 11" in said
-    assert "--overwrite" in said
-    assert discover(tmp_path / "run", "--overwrite").exit_code == 0
+    path.write_bytes(b"".join([*lines[:10], b'{"name": "m0->lo', *lines[12:]]))
+    monkeypatch.undo()
+    said = discover(tmp_path / "run", "--resume")
+    assert said.exit_code == 0
+    assert "damaged from line 11 on" in " ".join(said.output.split())
+    found, whole = (Circuit.load(out / "circuit.json") for out in (tmp_path / "run", finished_run))
+    assert found.edges == whole.edges
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"schema": "wiretrace-report/1"}', "[" * 100_000])

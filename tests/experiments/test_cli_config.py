@@ -23,14 +23,21 @@ NAMES = st.text(min_size=1, max_size=20).filter(lambda text: text.isprintable())
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
     method = METHODS[draw(st.sampled_from(sorted(METHODS)))]
-    kinds = {float: st.floats(0, 1e6), bool: st.booleans(), int: st.integers(0, 1000)}
+    words = st.sampled_from(["left", "midpoint", "a=b"])
+    kinds = {float: st.floats(0, 1e6), bool: st.booleans(), int: st.integers(0, 1000), str: words}
     options = {name: draw(kinds[kind]) for name, kind in method.options.items() if draw(st.booleans())}
+    level = draw(st.sampled_from(method.levels))
+    taken = method.gives == "scores"
     return Config(
         task="ioi",
         model=draw(NAMES),
         method=method.name,
         options=options,
-        n=draw(st.none() | st.integers(1, 10**6)) if method.gives == "scores" else None,
+        level=level,
+        positions=method.by_position and draw(st.booleans()),
+        n=draw(st.none() | st.integers(1, 10**6)) if taken else None,
+        selection=draw(st.sampled_from(["top", "greedy"])) if taken and level == "edge" else "top",
+        signed=taken and draw(st.booleans()),
         ablation=draw(st.sampled_from(sorted(ABLATIONS))),
         metric=draw(st.none() | st.sampled_from(sorted(METRICS))),
         prompts=draw(st.integers(1, 1000)),

@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from patching import atp, exact, toy
+from graphs.nodes import neuron
+from patching import ablations, atp, atp_star, exact, toy
+from patching.ablations import Ablation
+from patching.activation import SiteRun
+from patching.blocks import forward
 from patching.errors import InvalidOption
 from patching.lens import LensModel
 from patching.masked import MaskedRun
@@ -73,6 +77,85 @@ def test_small_changes_are_predicted_exactly(family: str) -> None:
     predicted = float((atp.scores(run).values * (1 - mask)).sum())
     measured = float((run(mask) - run(2 - mask)).mean()) / 2
     assert measured == pytest.approx(predicted, rel=1e-4, abs=1e-8)
+
+
+# --- neurons --------------------------------------------------------------------------------------------------------
+
+
+NEURON_FAMILIES = ["gpt2", "llama", "gemma2", "gpt_neox"]
+
+
+@pytest.mark.parametrize("ablation", ["corrupt", "mean", "zero"])
+@pytest.mark.parametrize("name", NEURON_FAMILIES)
+def test_neurons_are_those_of_sites(name: str, ablation: str) -> None:
+    """The same estimate from a run that visits the neurons."""
+    run = MaskedRun(tiny.model(name), tiny.task(n=3, prefix=2), metric=EVERY_LOGIT, ablation=ablation)
+    sites = SiteRun(run.model, run.task, metric=EVERY_LOGIT, ablation=ablation)
+    theirs = atp_star.scores(sites, "neurons", parts=True, qk_fix=False, grad_drop=False)
+    found = atp.scores(run.neurons())
+    torch.testing.assert_close(found.values, theirs.mean.flatten(), rtol=0, atol=SAME)
+    assert found.units[1] == neuron(0, 1)
+
+
+@pytest.mark.parametrize("ablation", ["corrupt", "mean", "mean-positional", "resample"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
+def test_neurons_of_a_layer_add_up_to_its_node(name: str, ablation: str) -> None:
+    run = MaskedRun(tiny.model(name), tiny.task(n=4), metric=EVERY_LOGIT, ablation=ablation)
+    nodes, neurons = atp.scores(run.nodes()), atp.scores(run.neurons())
+    for layer, total in enumerate(neurons.values.reshape(2, -1).sum(1).tolist()):
+        assert total == pytest.approx(nodes[f"m{layer}"], abs=SAME)
+
+
+def test_zero_ablation_of_a_node_takes_its_output_bias_too() -> None:
+    """So the neurons add up to the node's effect plus the bias times the gradient, which is by how they differ."""
+    model = tiny.model("gpt2")
+    run = MaskedRun(model, tiny.task(n=2), metric=EVERY_LOGIT, ablation="zero")
+    nodes, neurons = atp.scores(run.nodes()), atp.scores(run.neurons())
+    (batch,) = run.batches
+    for layer, total in enumerate(neurons.values.reshape(2, -1).sum(1).tolist()):
+        embedded = model.embed(run.task.clean).requires_grad_(True)
+        trace = forward(model.blocks, embedded, model.contexts(tiny.LENGTH), parallel=False)
+        final = trace.final[torch.arange(2), run.task.positions]
+        (gradient,) = torch.autograd.grad(batch.measure(final).sum(), trace.mlps[layer])
+        mlp = model.blocks[layer].mlp
+        assert mlp is not None
+        assert mlp.b_out is not None
+        bias = float((gradient * mlp.b_out).sum() / 2)
+        assert abs(bias) > 1e-3
+        assert total == pytest.approx(nodes[f"m{layer}"] + bias, abs=SAME)
+
+
+def test_behind_a_norm_neurons_do_not_add_up_to_the_node() -> None:
+    run = run_of("gemma2")
+    nodes, neurons = atp.scores(run.nodes()), atp.scores(run.neurons())
+    assert abs(float(neurons.values.reshape(2, -1)[0].sum()) - nodes["m0"]) > 1e-3
+
+
+def test_small_changes_of_neurons_are_predicted() -> None:
+    """What exact patching measures when the corrupt prompt's neurons hardly differ: noise a millionth of the usual."""
+    noise = ablations.gaussian_noise(scale=1e-5)
+    run = MaskedRun(tiny.model("llama"), tiny.task(n=2), metric=EVERY_LOGIT, ablation=noise).neurons()
+    chosen = run.units[::7]
+    found, true = atp.scores(run), exact.scores(run, only=chosen)
+    for unit in chosen:
+        assert found[unit] == pytest.approx(true[unit], rel=1e-3, abs=1e-9)
+
+
+def test_neurons_in_small_batches() -> None:
+    for ablation in ("corrupt", "mean", "zero"):
+        whole, small = (
+            atp.scores(run_of("gemma2", memory=memory, ablation=ablation).neurons()) for memory in (1 << 27, 1)
+        )
+        torch.testing.assert_close(small.values, whole.values, rtol=0, atol=SAME)
+
+
+def test_learned_constants_say_nothing_of_neurons() -> None:
+    zero = MaskedRun(tiny.model("gpt2"), tiny.task(), ablation="zero").batches[0].replacement
+    learned = Ablation("learned", lambda task: task.corrupt, constants=zero)
+    run = MaskedRun(tiny.model("gpt2"), tiny.task(), ablation=learned)
+    assert float(atp.scores(run.nodes()).importance.max()) > 0
+    with pytest.raises(InvalidOption, match="says what a neuron carries; learned has constants for whole nodes alone"):
+        atp.scores(run.neurons())
 
 
 # --- linear models --------------------------------------------------------------------------------------------------

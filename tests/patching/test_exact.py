@@ -8,6 +8,7 @@ import torch
 from graphs.errors import UnknownEdge, UnknownNode
 from graphs.nodes import Edge
 from patching import exact, toy
+from patching.activation import SiteRun, sweep
 from patching.errors import InvalidOption
 from patching.lens import LensModel, native_bridge
 from patching.masked import MaskedRun
@@ -133,3 +134,18 @@ def test_progress_counts_units() -> None:
 def test_a_run_by_position_is_refused() -> None:
     with pytest.raises(InvalidOption):
         exact.scores(MaskedRun(toy.model(), toy.task()).positions())
+
+
+@pytest.mark.parametrize("ablation", ["corrupt", "zero"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox"])
+def test_neurons_are_what_a_sweep_over_sites_measures(family: str, ablation: str) -> None:
+    run = MaskedRun(tiny.model(family), tiny.task(n=2, prefix=2), ablation=ablation).neurons()
+    swept = sweep(SiteRun(run.model, run.task, ablation=ablation), "neurons", parts=True)
+    found = exact.scores(run)
+    torch.testing.assert_close(found.values, swept.mean.flatten(), rtol=0, atol=1e-12)
+    some = exact.scores(run, only=["m1.n3", "m0.n0"])
+    assert some["m1.n3"] == pytest.approx(found["m1.n3"], abs=1e-12)
+    assert some["m0.n0"] == pytest.approx(found["m0.n0"], abs=1e-12)
+    assert int((some.values != 0).sum()) == 2
+    with pytest.raises(UnknownNode):
+        exact.scores(run, only=["m0"])

@@ -12,8 +12,9 @@ import torch
 from patching import atp_star, gradients
 from patching.activation import SiteRun, sweep
 from patching.errors import InvalidOption
-from patching.gradients import _gradients, _relevance_model, _straight
+from patching.gradients import _gradients
 from patching.lens import LensModel
+from patching.relp import relevance_model, straight
 from patching.sites import Start, forward
 from tests import tiny
 from tests.oracle import EVERY_LOGIT
@@ -104,7 +105,7 @@ def test_any_ablation_for_activations_but_only_runs_for_paths_of_inputs() -> Non
 
 def test_relevance_changes_no_value(family: str) -> None:
     run = run_of(family)
-    part, twin = run.parts[0], _relevance_model(run.model)
+    part, twin = run.parts[0], relevance_model(run.model)
     final = forward(twin, part.contexts, Start(0, 0, 0, part.embedded), lambda _k, _l, v, _n: v, answer=part.answer)
     torch.testing.assert_close(twin.readout.logits(final), run.model.readout.logits(part.record(part.embedded)[1]))
 
@@ -113,7 +114,7 @@ def test_relevance_changes_no_value(family: str) -> None:
 def test_relevance_is_conserved_where_there_are_no_biases(family: str) -> None:
     """With every rule on, a model of products alone is homogeneous: Σ x · g is the logit, at any depth."""
     run = SiteRun(tiny.model(family), tiny.task(n=3, prefix=1))
-    part, twin = run.parts[0], _relevance_model(run.model)
+    part, twin = run.parts[0], relevance_model(run.model)
     if run.model.readout.softcap is not None:
         pytest.skip("a soft cap on the logits is no product")
     for kind in ("resid_pre", "resid_mid", "resid_post"):
@@ -124,7 +125,7 @@ def test_relevance_is_conserved_where_there_are_no_biases(family: str) -> None:
 
 def test_the_identity_rule_by_hand() -> None:
     x = torch.tensor([-2.0, 0.0, 0.5, 3.0], dtype=torch.float64, requires_grad=True)
-    y = _straight(torch.nn.functional.silu, x)
+    y = straight(torch.nn.functional.silu, x)
     torch.testing.assert_close(y, torch.nn.functional.silu(x))
     (slope,) = torch.autograd.grad(y.sum(), x)
     expected = torch.sigmoid(x)  # silu(x) / x, also at 0

@@ -10,6 +10,9 @@ from graphs.circuit import Circuit
 from graphs.components import Architecture
 from graphs.nodes import Edge
 from patching import toy
+from patching.ablations import Ablation
+from patching.activation import SiteRun
+from patching.engine import Writes
 from patching.errors import InvalidMask, InvalidOption, InvalidTask, NotFinite
 from patching.lens import LensModel
 from patching.masked import MaskedRun
@@ -525,3 +528,81 @@ def test_a_model_of_half_precision_runs() -> None:
     own = projected(at_answer(run.task, model.logits(run.task.clean)))
     torch.testing.assert_close(run(run.ones()), own, rtol=0, atol=0.05 * float(own.abs().max()))
     assert bool(torch.isfinite(run.gradient(run.ones())).all())
+
+
+# --- views and constants for other modules --------------------------------------------------------------------------
+
+
+def test_views_come_and_go() -> None:
+    run = MaskedRun(tiny.model("gpt2"), tiny.task())
+    assert run.positions().everywhere().mask_shape == run.mask_shape
+    neurons = run.neurons()
+    width = run.model.blocks[0].mlp.w_in.shape[0]  # type: ignore[union-attr]
+    assert neurons.n_units == 2 * width == len(neurons.units)
+    assert [str(neurons.units[i]) for i in (0, width - 1, width)] == ["m0.n0", f"m0.n{width - 1}", "m1.n0"]
+    with pytest.raises(InvalidOption, match="masks over neurons are not run"):
+        neurons(neurons.ones())
+    with pytest.raises(InvalidOption, match="attention only, so no neurons"):
+        MaskedRun(tiny.model("attention_only"), tiny.task()).neurons()
+
+
+def test_the_mask_of_edges_at_positions() -> None:
+    run = MaskedRun(tiny.model("gpt2"), tiny.task())
+    names = ["m0->m1@2", "m0->m1@5", "input->logits"]
+    circuit = Circuit(run.graph.architecture, [Edge.parse(name) for name in names])
+    mask = run.positions().mask_of(circuit)
+    number = {name: run.graph.number(Edge.parse(name)) for name in ("m0->m1", "input->logits")}
+    assert mask[:, number["m0->m1"]].nonzero().flatten().tolist() == [2, 5]
+    assert bool((mask[:, number["input->logits"]] == 1).all())
+    assert int(mask.sum()) == 2 + len(mask)
+    with pytest.raises(InvalidMask, match=r"edges at every position; 2 of the circuit's are at one .* run\.positions"):
+        run.mask_of(circuit)
+    late = Circuit(run.graph.architecture, [Edge.parse("m0->m1@99")])
+    with pytest.raises(InvalidMask, match="positions below 7, the length of these prompts; the circuit has 99"):
+        run.positions().mask_of(late)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "attention_only"])
+def test_gradients_flow_to_constants(family: str) -> None:
+    """Against finite differences of a run whose ablation has these constants."""
+    model, generator = tiny.model(family), torch.Generator().manual_seed(0)
+    heads, width, _ = model.blocks[0].attention.out.shape
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64) / 8
+
+    constants = Writes(
+        drawn(1, 1, model.d_model),
+        [drawn(heads, 1, 1, width) for _ in model.blocks],
+        [drawn(1, 1, model.d_model) for block in model.blocks if block.mlp is not None],
+    )
+    leaves = constants.map(lambda value: value.clone().requires_grad_(True))
+    run = MaskedRun(model, tiny.task(), ablation="zero")
+    sparse = (torch.rand(run.mask_shape, generator=generator, dtype=torch.float64) < 0.2).double()
+    before = run(sparse), run.corrupt_metric  # what the run remembers must not show in its view
+    expected = MaskedRun(model, tiny.task(), ablation=Ablation("given", lambda task: task.corrupt, constants=constants))
+    found = run.with_constants(constants)
+    assert torch.allclose(found(sparse), expected(sparse))
+    assert torch.allclose(found.corrupt_metric, expected.corrupt_metric)
+    assert not torch.allclose(found.corrupt_metric, before[1])
+    mask = torch.rand(run.mask_shape, generator=generator, dtype=torch.float64).requires_grad_(True)
+    run.with_constants(leaves)(mask).mean().backward()
+
+    def measured(step: float) -> float:
+        moved = constants.map(torch.clone)
+        moved.heads[1][0, 0, 0, 1] += step
+        ablation = Ablation("moved", lambda task: task.corrupt, constants=moved)
+        return float(MaskedRun(model, tiny.task(), ablation=ablation)(mask.detach()).mean())
+
+    slope = (measured(1e-5) - measured(-1e-5)) / 2e-5
+    assert leaves.heads[1].grad is not None
+    assert float(leaves.heads[1].grad[0, 0, 0, 1]) == pytest.approx(slope, abs=1e-8)
+
+
+def test_only_constants_can_be_trained() -> None:
+    run = MaskedRun(tiny.model("gpt2"), tiny.task())
+    with pytest.raises(InvalidOption, match="run whose replacements are constants"):
+        run.with_constants(run.batches[0].replacement)
+    ablation = Ablation("mine", lambda task: task.corrupt, constants=run.batches[0].replacement)
+    with pytest.raises(InvalidOption, match="has constants for whole nodes alone"):
+        SiteRun(tiny.model("gpt2"), tiny.task(), ablation=ablation)

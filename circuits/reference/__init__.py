@@ -1,0 +1,44 @@
+"""Circuits that the literature agrees on, as data: which edges, which groups of heads, at which tokens.
+
+They were found by hand, so they are a yardstick and no truth: methods that find other edges may be right. Edges that
+join a head's query, key and value to the head itself are not edges here; the counts in the papers' code include them
+(`Reference.published_edges`).
+
+Example:
+    >>> from circuits import reference
+    >>> sorted(reference.REFERENCES)
+    ['docstring', 'greater_than', 'ioi']
+    >>> reference.load("ioi").circuit.n_edges
+    963
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from circuits.reference.record import Reference
+from patching.errors import InvalidOption
+
+__all__ = ["REFERENCES", "Reference", "load"]
+
+REFERENCES: dict[str, str] = {
+    "docstring": "circuits.reference.docstring",
+    "greater_than": "circuits.reference.greater_than",
+    "ioi": "circuits.reference.ioi",
+}
+"""Name and module; a new one is a file and a line."""
+
+
+def load(name: str) -> Reference:
+    """A reference by name.
+
+    Raises:
+        InvalidOption: There is none of that name; the nearest are offered.
+    """
+    if name not in REFERENCES:
+        near = difflib.get_close_matches(name, REFERENCES, n=2)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise InvalidOption(f"expected a reference circuit out of {', '.join(REFERENCES)}; got {name!r}.{hint}")
+    found: Reference = importlib.import_module(REFERENCES[name]).REFERENCE
+    return found

@@ -1,0 +1,116 @@
+"""The comparison of methods with circuits that are known, and compiled models on the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import ground_truth_table
+from experiments.config import Config, default_model, require_shipped
+from experiments.errors import UnknownName
+from experiments.ground_truth_table import Found, Row, _recall_at_n, measure, table
+from experiments.model_files import digests, known_zoo
+from graphs.circuit import Circuit
+from patching import compiled
+from patching.compiled import PROGRAMS
+
+GUIDE = Path(__file__).parents[2] / "docs" / "ground-truth.md"
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, Row]:
+    return {name: measure(name) for name in ("and_gate", "or_gate", "negative_head", "induction_by_hand", "count")}
+
+
+def test_and_is_found_whole(rows: dict[str, Row]) -> None:
+    row = rows["and_gate"]
+    assert (row.edges, row.true) == (13, 5)
+    assert (row.acdc.precision, row.acdc.recall, row.absolute.f1) == (1.0, 1.0, 1.0)
+    assert (row.exact, row.eap, row.eap_recall, row.unseen) == (1.0, 1.0, 1.0, 0)
+
+
+def test_of_or_one_branch_is_found(rows: dict[str, Row]) -> None:
+    """3 of 5 edges; one at a time, only the edge to the logits matters: (1 · 8 + 4 · 8 / 2) / 40 = 0.6."""
+    row = rows["or_gate"]
+    assert (row.acdc.precision, row.acdc.recall) == (1.0, 0.6)
+    assert row.absolute == row.acdc
+    assert row.exact == pytest.approx(0.6)
+
+
+def test_a_negative_head_is_found_by_absolute_changes_alone(rows: dict[str, Row]) -> None:
+    assert (rows["negative_head"].acdc.precision, rows["negative_head"].acdc.recall) == (1.0, 0.5)
+    assert rows["negative_head"].absolute.f1 == 1.0
+
+
+def test_edge_attribution_is_blind_to_saturated_selectors_and_steps(rows: dict[str, Row]) -> None:
+    """By hand: what goes through the pattern of the induction head, and through the count, has no slope."""
+    assert rows["induction_by_hand"].unseen == 3
+    assert rows["count"].unseen == 2
+    assert rows["count"].eap == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert rows["induction_by_hand"].exact == rows["count"].exact == 1.0
+
+
+def test_ties_share_the_room() -> None:
+    scores = torch.tensor([3.0, 1.0, 1.0, 1.0, 0.0])
+    assert _recall_at_n(scores, torch.tensor([True, True, False, False, False])) == pytest.approx((1 + 1 / 3) / 2)
+    assert _recall_at_n(scores, torch.tensor([True, True, True, True, False])) == 1.0
+    assert _recall_at_n(scores, torch.tensor([False, False, False, False, True])) == 0.0
+
+
+def test_f1_of_nothing_is_nothing() -> None:
+    assert Found(0.1, 0.0, 0.0).f1 == 0.0
+
+
+def test_the_guide_holds_the_table_that_is_measured(rows: dict[str, Row]) -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    for line in table(rows.values()).splitlines():
+        assert line in text
+    for program in PROGRAMS.values():
+        assert f"| `{program.name}` |" in text
+        if program.note:
+            assert program.note in text
+
+
+def test_the_script_prints_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["ground_truth_table", "copy_token", "--prompts", "4"])
+    ground_truth_table.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 3
+    assert printed[2].startswith("| `copy_token` | 5 | 1 | 1.00 |")
+
+
+# --- compiled models on the command line ----------------------------------------------------------------------------
+
+
+def test_discover_finds_the_circuit_of_a_compiled_model(wiretrace, tmp_path) -> None:
+    result = wiretrace("discover", "reverse", "--prompts", 16, "--held-out", 8, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    found = Circuit.load(tmp_path / "run" / "circuit.json")
+    assert found.edges == compiled.truth("reverse").edges
+    assert found.provenance["model"] == "zoo:reverse"
+    assert "programs.py" in json.loads((tmp_path / "run" / "circuit.json").read_text())["provenance"]["model_files"]
+
+
+def test_models_and_tasks_list_what_is_compiled(wiretrace) -> None:
+    shown = wiretrace("models").stdout
+    assert "truth known: 5 of 13 edges" in shown
+    assert all(name in shown for name in compiled.zoo_names())
+    assert PROGRAMS["xproportion"].description[:20] in wiretrace("tasks").stdout
+
+
+def test_compiled_models_are_the_default_of_their_task() -> None:
+    assert default_model("two_hop") == "zoo:two_hop"
+    require_shipped("zoo:two_hop")
+    assert set(compiled.zoo_names()) <= set(known_zoo())
+    with pytest.raises(UnknownName, match="Did you mean zoo:two_hop"):
+        require_shipped("zoo:to_hop")
+    Config("two_hop", "zoo:two_hop")
+
+
+def test_the_digest_of_a_compiled_model_is_that_of_its_source() -> None:
+    assert {"compiler.py", "language.py", "programs.py", "wiring.py"} <= set(digests("zoo:reverse"))
+    assert digests("zoo:reverse") == digests("zoo:and_gate")

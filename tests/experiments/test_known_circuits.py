@@ -1,0 +1,134 @@
+"""Methods against circuits that are known, from a config to the table."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import known_circuits
+from experiments.errors import BadConfig
+from experiments.known_circuits import KnownCircuit, Row, compare, load, main, table, write
+from graphs.errors import WiretraceError
+from patching import compiled
+
+CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
+TEXT = """
+schema = "wiretrace-known-circuit/1"
+task = "reverse"
+model = "zoo:reverse"
+prompts = 8
+
+[methods.acdc]
+tau = [0.01, 1.0]
+
+[methods.atp]
+
+[methods.exact]
+"""
+
+
+def written(tmp_path: Path, text: str = TEXT) -> Path:
+    path = tmp_path / "known.toml"
+    path.write_text(text)
+    return path
+
+
+def test_every_config_that_ships_is_one() -> None:
+    found = sorted(CONFIGS.glob("*.toml"))
+    assert len(found) >= 8
+    for path in found:
+        config = load(path)
+        assert {"acdc", "hisp", "subnetwork_probing"} & set(config.methods)
+
+
+def test_the_circuit_of_a_compiled_model_is_found(tmp_path: Path) -> None:
+    rows = compare(load(written(tmp_path)))
+    assert [(row.method, row.level) for row in rows] == [
+        (method, level) for method in ("acdc", "atp", "exact") for level in ("edge", "node")
+    ]
+    acdc = rows[0]
+    assert acdc.auc == 1.0  # one of the thresholds keeps the true edges and no other
+    assert all(0.0 <= row.auc <= row.smooth_auc <= 1.0 for row in rows)
+
+
+def test_a_level_on_which_everything_is_true_is_left_out() -> None:
+    rows = compare(
+        KnownCircuit(task="induction_by_hand", model="zoo:induction_by_hand", methods={"atp": {}}, prompts=8)
+    )
+    assert [row.level for row in rows] == ["edge"]
+    assert "| – |" in table({"x": rows})
+
+
+def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(written(tmp_path)), "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "| comparison | acdc (edges) | atp (edges) | exact (edges) |" in shown
+    folder = tmp_path / "out" / "known"
+    record = json.loads((folder / "results.json").read_text())
+    assert record["schema"] == "wiretrace-known-circuit-results/1"
+    assert len(record["rows"]) == 6
+    svg = (folder / "roc-edges.svg").read_text()
+    assert {"acdc", "atp", "exact", "true positive rate"} <= set(re.findall(r">([^<>\n]+)</text>", svg))
+
+
+def test_zero_ablation_asks_for_constants_too() -> None:
+    options = {"task": "reverse", "model": "zoo:reverse", "methods": {"atp": {}}}
+    few = known_circuits.reference(KnownCircuit(**options))
+    more = known_circuits.reference(KnownCircuit(**options, ablation="zero"))
+    assert set(few.edges) < set(more.edges)
+
+
+def test_a_reference_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "truth.json"
+    compiled.truth("reverse").save(path)
+    config = KnownCircuit(task="reverse", model="zoo:reverse", methods={"atp": {}}, reference=str(path))
+    assert known_circuits.reference(config).edges == compiled.truth("reverse").edges
+
+
+def test_the_best_of_each_level_is_bold() -> None:
+    rows = [Row(method, level, auc, auc, (), 0.0) for method, level, auc in (
+        ("a", "edge", 0.5), ("b", "edge", 0.75), ("a", "node", 0.9), ("b", "node", 0.9))]  # fmt: skip
+    assert table({"x": rows}).splitlines()[2] == "| x | 0.500 | **0.750** | **0.900** | **0.900** |"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("wiretrace-known-circuit/1", "wiretrace-config/1", "expected schema"),
+        ('task = "rev', 'tsk = "rev', r"Did you mean task\?"),
+        ('task = "reverse"', "task = 3", "expected 'task' in the config, text"),
+        ("prompts = 8", "prompts = 0", "prompts to be a whole number"),
+        ("[methods.atp]", "[methods.apt]", r"Did you mean atp\?"),
+        ("tau = [0.01, 1.0]", "tua = 1.0", "options of acdc out of tau"),
+        ("tau = [0.01, 1.0]", 'tau = [0.1]\norder = ["eap"]', "at most one list"),
+        ("tau = [0.01, 1.0]", "tau = []", "one value for tau"),
+        ("prompts = 8", "prompts = ", "expected a TOML file"),
+        ("prompts = 8", 'reference = "nowhere.json"', "nowhere.json"),
+        ('model = "zoo:reverse"', 'model = "zoo:ioi"', "expected a reference|token"),
+    ],
+)
+def test_configs_that_are_none(tmp_path: Path, before: str, after: str, message: str) -> None:
+    assert before in TEXT
+    with pytest.raises((BadConfig, WiretraceError), match=message):
+        compare(load(written(tmp_path, TEXT.replace(before, after))))
+
+
+def test_errors_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "absent.toml")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Error: ")
+    assert "absent.toml" in said
+
+
+def test_nothing_is_written_for_a_bad_config(tmp_path: Path) -> None:
+    with pytest.raises(WiretraceError):
+        load(written(tmp_path, TEXT.replace("[methods.atp]", "[methods.apt]")))
+    assert [path.name for path in tmp_path.iterdir()] == ["known.toml"]
+    config = load(written(tmp_path))
+    write(
+        config, [Row("a", level, 0.5, 0.5, ((0.0, 0.0), (1.0, 1.0)), 0.0) for level in ("edge", "node")], tmp_path / "x"
+    )
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {"results.json", "roc-edges.svg", "roc-nodes.svg"}
