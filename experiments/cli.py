@@ -470,6 +470,38 @@ def evaluate(
 
 @app.command(rich_help_panel="Look")
 @sentences
+def stability(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, finished or not.")],
+    resamples: Annotated[int, typer.Option(help="How many draws of the prompts.")] = 20,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Stability selection: draw halves, keep edges found in this share of them."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write everything as JSON, too.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run a run's method again on resampled prompts: which edges come up how often, and how far circuits agree.
+
+    Examples: `wiretrace stability runs/ioi` · `wiretrace stability runs/ioi --threshold 0.8 --resamples 50`
+    """
+    from experiments import stability_run
+    from experiments.judge import settings_of
+    from experiments.progress_display import display
+
+    found = stability_run.resample(
+        settings_of(folder), resamples=resamples, threshold=threshold, show=display(quiet=quiet)
+    )
+    typer.echo(str(found))
+    most = sorted(found.frequencies.items(), key=lambda item: -item[1])[:20]
+    typer.echo("\n".join(f"  {edge!s:<24}{share:.0%}" for edge, share in most))
+    if out is not None:
+        stability_run.write(found, out)
+
+
+@app.command(rich_help_panel="Look")
+@sentences
 def trace(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory of a search, finished or not.")],
     out: Annotated[

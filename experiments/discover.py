@@ -260,11 +260,15 @@ def _search(
             found = function(run, **config.options, **extra, progress=progress)
     if method.gives == "circuit":
         return found, None, taken_over
-    return _selected(config, found), found, taken_over
+    return selected(config, found), found, taken_over
 
 
-def _selected(config: Config, scores: Scores) -> Circuit:
-    """The circuit that a config takes from scores."""
+def selected(config: Config, scores: Scores) -> Circuit:
+    """The circuit that a config takes from scores.
+
+    Raises:
+        InvalidOption: There are fewer units than asked for.
+    """
     from circuits.select import greedy_edges, top_edges, top_nodes
 
     take = top_nodes if config.level != "edge" else {"top": top_edges, "greedy": greedy_edges}[config.selection]

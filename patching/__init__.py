@@ -8,7 +8,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patching import ablations, activation, atp, atp_star, exact, metrics, path, toy, verification
+    from patching import (
+        ablations,
+        activation,
+        atp,
+        atp_star,
+        ceap,
+        compiled,
+        eap_gp,
+        eap_ig,
+        exact,
+        magnitude,
+        metrics,
+        optimal,
+        path,
+        random_scores,
+        relp,
+        toy,
+        verification,
+    )
     from patching.activation import SiteRun, sweep
     from patching.effects import Effects
     from patching.lens import LensModel
@@ -29,9 +47,17 @@ __all__ = [
     "activation",
     "atp",
     "atp_star",
+    "ceap",
+    "compiled",
+    "eap_gp",
+    "eap_ig",
     "exact",
+    "magnitude",
     "metrics",
+    "optimal",
     "path",
+    "random_scores",
+    "relp",
     "sweep",
     "toy",
     "verification",

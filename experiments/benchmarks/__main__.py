@@ -16,6 +16,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="leave out the rows at GPT-2 small's shape")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json", help="where to write JSON")
+    parser.add_argument(
+        "--peer-env", type=Path, help="also compare with auto-circuit, in the environment that auto_circuit_peer made"
+    )
     options = parser.parse_args()
 
     import torch
@@ -39,6 +42,10 @@ def main() -> None:
     where = machine()
     print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
     all_rows(report, quick=options.quick)
+    if options.peer_env is not None:
+        from experiments.benchmarks.auto_circuit_peer import BARS, measure
+
+        rows += measure(options.peer_env, shares=list(BARS), repeats=3)
     from graphs.atomic import write_text
 
     document = {"machine": where, "rows": [asdict(row) for row in rows]}

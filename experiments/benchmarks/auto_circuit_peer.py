@@ -259,7 +259,7 @@ def measure(environment: Path, *, shares: Sequence[float], repeats: int, allocat
         model = load(folder)
         run = MaskedRun(model, prompts(folder, model))
         for share in shares:
-            tau = rows._tau_that_keeps(run, share)
+            tau = rows.tau_that_keeps(run, share)
             command = [sys.executable, "-m", "experiments.benchmarks.auto_circuit_peer"]
             half = [*command, "--ours", folder, "--tau", repr(tau), "--repeats", repeats]
             mine = _last_line(_checked(half, what="this project's side", settings=settings))

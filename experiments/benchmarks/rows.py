@@ -165,7 +165,7 @@ def acdc_rows(model: LensModel, task: Task, *, bars: dict[float, float], metric:
     """ACDC against the sequential loop, at the tau that keeps about each share of the edges; the best of some runs."""
     run = MaskedRun(model, task, metric=metric)
     for share, bar in bars.items():
-        tau = _tau_that_keeps(run, share)
+        tau = tau_that_keeps(run, share)
         best = [[math.inf, math.inf], [math.inf, math.inf]]  # least CPU and wall seconds of ours, of the sequential one
         results: list[Any] = [None, None]
         for _ in range(repeats):
@@ -186,7 +186,7 @@ def acdc_rows(model: LensModel, task: Task, *, bars: dict[float, float], metric:
         )  # fmt: skip
 
 
-def _tau_that_keeps(run: MaskedRun, share: float) -> float:
+def tau_that_keeps(run: MaskedRun, share: float) -> float:
     """A tau that keeps about a share of the edges, by bisection on the logarithm."""
     low, high = 1e-6, 3.0
     tau = 0.0
@@ -208,11 +208,17 @@ def all_rows(report: Callable[[Row], None], *, quick: bool) -> None:
         report(row)
     for row in eap(middle, repeats=repeats, memory=False):  # too small for resident memory to show
         report(row)
+    from experiments.benchmarks import memory_rows, score_rows
+
+    report(score_rows.eap_ig(middle, bar=2.0, repeats=repeats))
+    for row in memory_rows.rows(middle, budget=64 << 20, bar=1.5):
+        report(row)
     if not quick:
         large = gpt2_small()
         report(masked_run(large, repeats=repeats))
         for row in (*circuit_run(large, repeats=repeats), *eap(large, repeats=repeats, memory=True)):
             report(row)
+        report(score_rows.eap_ig(large, bar=2.0, repeats=3))
         del large
     bars = {0.02: 10.0, 0.1: 5.0, 0.3: 3.0}
     for row in acdc_rows(middle, random_task(middle), bars=bars, metric="logit_difference", repeats=2):

@@ -1,15 +1,14 @@
-"""Rows of the gradient methods: attribution patching with one gradient and with several, over plain runs."""
+"""The row of gradient methods with several steps: EAP-IG over plain runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
 from experiments.benchmarks.measure import Row, at_most
 from experiments.benchmarks.rows import random_task
-from patching import LensModel, MaskedRun, Task, atp
+from patching import LensModel, MaskedRun, Task
 from patching.blocks import forward
 from patching.eap_ig import inputs
 from patching.metrics import Contrast, Prediction
@@ -38,23 +37,20 @@ def plain_runs(model: LensModel, task: Task, *, gradients: int) -> Callable[[], 
     return run
 
 
-def rows(model: LensModel, *, bars: tuple[float, float], repeats: int) -> Iterator[Row]:
-    """From prompts to the scores of all edges: EAP, and EAP-IG with five steps, each over its plain runs.
+def eap_ig(model: LensModel, *, bar: float, repeats: int) -> Row:
+    """From prompts to the scores of all edges by EAP-IG with five steps, over its plain runs.
 
     Args:
         model: a model of the benchmark.
-        bars: the most that EAP and EAP-IG may cost, as multiples of their floors.
+        bar: the most that it may cost, as a multiple of its floor.
         repeats: how many times each is timed.
     """
     task = random_task(model)
-    methods: tuple[tuple[str, int, Callable[[], Any]], ...] = (
-        ("EAP", 1, lambda: atp.scores(MaskedRun(model, task))),
-        (f"EAP-IG (inputs, {STEPS} steps)", STEPS, lambda: inputs(MaskedRun(model, task), steps=STEPS)),
+    return at_most(
+        f"EAP-IG ({STEPS} steps) over two forwards and {STEPS} forwards and backwards of the blocks ({model.name})",
+        lambda: inputs(MaskedRun(model, task), steps=STEPS),
+        plain_runs(model, task, gradients=STEPS),
+        bar=bar,
+        repeats=repeats,
+        note="from prompts to all edge scores; backward to the embeddings alone",
     )
-    for (name, gradients, ours), bar in zip(methods, bars, strict=True):
-        floor = plain_runs(model, task, gradients=gradients)
-        plural = "forward and backward" if gradients == 1 else "forwards and backwards"
-        yield at_most(
-            f"{name} over two forwards and {gradients} {plural} of the blocks ({model.name})", ours, floor,
-            bar=bar, repeats=repeats, note="from prompts to all edge scores; backward to the embeddings alone",
-        )  # fmt: skip

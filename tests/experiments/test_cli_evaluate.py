@@ -154,3 +154,17 @@ def test_importances_of_the_leaderboard_are_judged_here(discover, wiretrace, tin
     assert [part.split("note:")[0].splitlines()[:11] for part in theirs.stdout.split(after)[1:]] == [
         part.split("note:")[0].splitlines()[:11] for part in ours.stdout.split(after)[1:]
     ]
+
+
+def test_a_method_on_other_prompts(finished_run, wiretrace, tmp_path):
+    shown = wiretrace("stability", finished_run, "--resamples", 3, "--out", tmp_path / "stability.json")
+    assert shown.exit_code == 0, shown.stderr
+    record = json.loads((tmp_path / "stability.json").read_text())
+    true = Circuit.load(finished_run / "circuit.json")
+    assert set(record["whole"]) == {str(edge) for edge in true.edges}
+    assert "3 resamples: Jaccard" in shown.stdout
+    halves = wiretrace("stability", finished_run, "--resamples", 4, "--threshold", 0.75)
+    assert halves.exit_code == 0, halves.stderr
+    assert "expected by chance" in halves.stdout
+    assert "threshold above 0.5" in refused(wiretrace("stability", finished_run, "--threshold", 0.2))
+    assert "expected --task" in refused(wiretrace("stability", tmp_path))
