@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from circuits import tasks
 from circuits.methods import METHODS, Method
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = "wiretrace-known-circuit/1"
 RESULTS: Final = "wiretrace-known-circuit-results/1"
-LEVELS: Final = ("edge", "node")
+LEVELS: Final[tuple[Literal["edge", "node"], ...]] = ("edge", "node")
 _SETTINGS: Final = ("task", "model", "reference", "metric", "ablation", "prompts", "seed", "methods")
 
 
@@ -228,7 +228,7 @@ def _rows(name: str, found: Scores | Sequence[Circuit], true: Circuit, *, second
     return rows
 
 
-def _levels(true: Circuit) -> list[str]:
+def _levels(true: Circuit) -> list[Literal["edge", "node"]]:
     """The levels on which there is anything to tell apart: where some units are true and not all."""
     writers = {edge.source for edge in true.edges} | set(true.nodes) & set(true.graph.sources)
     counts = {"edge": (true.n_edges, true.n_possible), "node": (len(writers), len(true.graph.sources))}

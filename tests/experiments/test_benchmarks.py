@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from circuits import acdc
-from experiments.benchmarks import measure, rows
+from circuits.methods import METHODS
+from experiments.benchmarks import measure, memory_rows, rows, score_rows
 from patching import MaskedRun
 from tests import tiny
 
@@ -50,3 +51,41 @@ def _spin(seconds: float) -> None:
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_has_a_row_for_every_method_on_edges() -> None:
+    try:
+        found = list(
+            memory_rows.rows(rows.random_gpt2(layers=1, heads=2, width=8, vocabulary=20), budget=1 << 30, bar=1)
+        )
+    except OSError as error:
+        pytest.skip(f"this system does not let a process reset its peak: {error}")
+    edges = [method for method in METHODS.values() if "edge" in method.levels]
+    assert len(found) == len(edges)
+    for row, method in zip(found, edges, strict=True):
+        assert f"memory of {method.name}," in row.name
+        assert row.met
+        assert row.ratio == pytest.approx(row.ours / row.floor)
+
+
+def test_plain_runs_count_what_ig_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two forwards for the ends of the path, and a forward and a backward for each point on it."""
+    calls = {"forward": 0, "backward": 0}
+    forward, backward = score_rows.forward, torch.autograd.grad
+
+    def counted(name: str, function: object) -> object:
+        def call(*args: object, **options: object) -> object:
+            calls[name] += 1
+            return function(*args, **options)  # type: ignore[operator]
+
+        return call
+
+    model = rows.random_gpt2(layers=1, heads=2, width=8, vocabulary=20)
+    monkeypatch.setattr(score_rows, "forward", counted("forward", forward))
+    monkeypatch.setattr(torch.autograd, "grad", counted("backward", backward))
+    score_rows.plain_runs(model, rows.random_task(model), gradients=3)()
+    assert calls == {"forward": 5, "backward": 3}
+    row = score_rows.eap_ig(model, bar=1e9, repeats=1)
+    assert row.met
+    assert "EAP-IG (5 steps)" in row.name
