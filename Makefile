@@ -19,13 +19,17 @@ help:  ## this list
 demo: $(RUNTIME)  ## set up, then find the circuit of a model that ships (no download of weights)
 	$(VENV)/bin/wiretrace discover ioi
 
+# Up to four processes, one thread each: more would only wait for each other.
+PYTEST := -m pytest -n auto --maxprocesses 4
+
 test test-tl3: export HF_HUB_OFFLINE := 1
+test test-tl3: export OMP_NUM_THREADS := 1
 
 test: $(DEVELOPMENT)  ## set up, then run the tests
-	$(VENV)/bin/python -m pytest $(TESTS)
+	$(VENV)/bin/python $(PYTEST) $(TESTS)
 
 test-tl3: $(OLD_LENS)  ## the same tests in a second environment, with transformer_lens 3.9
-	$(TL3)/bin/python -m pytest $(TESTS)
+	$(TL3)/bin/python $(PYTEST) $(TESTS)
 
 lint: $(DEVELOPMENT)  ## ruff and pyright
 	$(VENV)/bin/ruff check .
