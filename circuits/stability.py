@@ -9,8 +9,8 @@ scores, such as ``atp.scores``, with a ``select`` that makes a circuit of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from graphs.circuit import Circuit
 from graphs.compare import compare
+from graphs.consensus import consensus, inclusion
 from graphs.nodes import Edge
 from patching.errors import InvalidOption
 from patching.masked import MaskedRun
@@ -73,14 +74,9 @@ class Stability:
         """
         if not 0 < share <= 1:
             raise InvalidOption(f"expected a share above 0 and at most 1; got {share}.")
-        kept = [edge for edge, frequency in self.frequencies.items() if frequency >= share - 1e-12]
-        scores: dict[Edge, float] = {}
-        for edge in kept:
-            known = [circuit.scores[edge] for circuit in self.circuits if edge in circuit.scores]
-            if known:
-                scores[edge] = math.fsum(known) / len(known)
+        agreed = consensus(self.circuits, at_least=share).circuit
         made = {"consensus": dict(self.options) | {"share": share}}
-        return Circuit(self.whole.architecture, kept, scores, dict(self.whole.provenance) | made)
+        return replace(agreed, provenance=dict(self.whole.provenance) | made)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per edge that is in some circuit: its frequency, and whether it is in the circuit of all prompts."""
@@ -265,25 +261,6 @@ def stability_selection(
     }
     circuit = Circuit(run.graph.architecture, kept, None, provenance)
     return StabilitySelection(circuit, frequencies, threshold, selected, candidates, bound, options)
-
-
-def inclusion(circuits: Sequence[Circuit]) -> dict[Edge, float]:
-    """The share of circuits that hold each edge, for edges that are in some: most frequent first, then in order.
-
-    Example:
-        >>> from graphs import Architecture, Circuit, Edge
-        >>> shape, edges = Architecture(1, 1), [Edge.parse("input->m0"), Edge.parse("m0->logits")]
-        >>> inclusion([Circuit(shape, edges), Circuit(shape, edges[:1])])
-        {Edge('input->m0'): 1.0, Edge('m0->logits'): 0.5}
-    """
-    counts: dict[Edge, int] = {}
-    for circuit in circuits:
-        for edge in circuit.edges:
-            counts[edge] = counts.get(edge, 0) + 1
-    if not counts:
-        return {}
-    ordered = Circuit(circuits[0].architecture, counts).edges
-    return {edge: counts[edge] / len(circuits) for edge in sorted(ordered, key=lambda edge: -counts[edge])}
 
 
 def expected_false(selected: float, candidates: int, *, threshold: float) -> float:

@@ -402,11 +402,17 @@ def export(
     to: Annotated[
         str | None,
         typer.Option(
-            help="json, graphml, gexf, dot, cytoscape, node-link, csv, tikz, neuronpedia, mib, svg, pdf or png."
+            help="json, graphml, gexf, dot, cytoscape, node-link, csv, tikz, neuronpedia, mib, html, svg, pdf or png."
         ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The file to write. [default: beside the circuit, under its name]")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="For figures, tikz and html.")] = None,
+    width: Annotated[float | None, typer.Option(help="For figures and tikz: inches, such as 3.3 for a column.")] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(help="For figures, tikz, html: a role, such as movers=a9.h6,a9.h9; may be repeated."),
     ] = None,
     d_model: Annotated[int | None, typer.Option(help="For mib: the width of the model's residual stream.")] = None,
 ) -> None:
@@ -414,11 +420,14 @@ def export(
 
     Circuit files in other formats are read too: `wiretrace export circuit.gexf --to cytoscape`.
     """
-    from experiments.saved_runs import circuit_at, export_path
+    from experiments.saved_runs import circuit_at, export_path, roles
     from graphs.export import export as write
 
     path, name = export_path(source, to=to, out=out)
-    write(circuit_at(source), path, format=name, **({} if d_model is None else {"d_model": d_model}))
+    given = {"title": title, "width": width, "groups": roles(group) if group else None, "d_model": d_model}
+    write(
+        circuit_at(source), path, format=name, **{option: value for option, value in given.items() if value is not None}
+    )
     typer.echo(str(path))
 
 
@@ -475,9 +484,7 @@ def stability(
     resamples: Annotated[int, typer.Option(help="How many draws of the prompts.")] = 20,
     threshold: Annotated[
         float | None,
-        typer.Option(
-            help="Stability selection: draw halves, keep edges found in this share of them."
-        ),
+        typer.Option(help="Stability selection: draw halves, keep edges found in this share of them."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write everything as JSON, too.")] = None,
     quiet: Quiet = False,
@@ -530,16 +537,69 @@ def trace(
 
 @app.command(rich_help_panel="Look")
 @sentences
+def view(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a circuit file.")],
+    other: Annotated[Path | None, typer.Option(help="Another, to be told apart from the first.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page. [default: circuit.html, beside the circuit]")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Without an example prompt, so without the model.")] = False,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Write the page, but do not open a browser.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the interactive page of a circuit and open it: `wiretrace view runs/ioi --other runs/ioi-eap`."""
+    import webbrowser
+
+    from experiments.progress_display import display
+    from experiments.view import page
+
+    path = page(source, out=out, other=other, plain=plain, show=display(quiet=quiet))
+    typer.echo(str(path))
+    if not no_open:
+        webbrowser.open(path.resolve().as_uri())
+
+
+@app.command(rich_help_panel="Look")
+@sentences
 def compare(
     a: Annotated[Path, typer.Argument(help="A run directory, or a circuit file.")],
     b: Annotated[Path, typer.Argument(help="Another.")],
+    out: Annotated[Path | None, typer.Option(help="Draw both in one figure, too: .svg, .pdf or .png.")] = None,
+    width: Annotated[float | None, typer.Option(help="Of that figure, in inches, such as 3.3 for a column.")] = None,
 ) -> None:
-    """Say which edges and nodes two circuits share."""
+    """Say which edges and nodes two circuits share: `wiretrace compare runs/a runs/b --out both.svg`."""
     from experiments.saved_runs import circuit_at
     from graphs.compare import compare as compared
 
     first, second = circuit_at(a), circuit_at(b)
     typer.echo(f"a: {a}: {first}\nb: {b}: {second}\n\n{compared(first, second)}")
+    if out is not None:
+        from graphs.export.comparison import draw_comparison
+
+        draw_comparison(first, second, out, width=width)
+        typer.echo(f"\nFigure: {out}")
+
+
+@app.command(rich_help_panel="Look")
+@sentences
+def paths(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a circuit file.")],
+    k: Annotated[int, typer.Option("--k", "-k", help="How many at most.")] = 10,
+    by: Annotated[
+        str, typer.Option(help="bottleneck (the smallest importance on the path) or product (of all of them).")
+    ] = "bottleneck",
+) -> None:
+    """List the best paths of a circuit from the input to the logits: `wiretrace paths runs/ioi --k 5 --by product`."""
+    from experiments.saved_runs import circuit_at
+    from graphs.paths import paths as ranked
+
+    circuit = circuit_at(source)
+    found = ranked(circuit, k=k, by=by)  # pyright: ignore[reportArgumentType]  # refused there, with the choices
+    width = max((len(path.route) for path in found), default=0)
+    for path in found:
+        typer.echo(f"{path.route:<{width}}  {path.value:.3g}")
+    if not found:
+        typer.echo("No path leads from the input to the logits.")
+    elif not circuit.scores:
+        typer.echo("Note: the circuit has no scores, so each edge counts 1 and the shortest paths come first.")
 
 
 # -------------------------------------------------------------------------------------------------- what there is
@@ -599,6 +659,8 @@ def _print_run(made: Saved) -> None:
     for note in made.report["notes"]:
         typer.echo(f"Note: {visible(note)}")
     typer.echo(f"Figure: {made.folder / 'circuit.svg'}")
+    if "circuit.html" in made.files:
+        typer.echo(f"Interactive page: {made.folder / 'circuit.html'}")
 
 
 def _print_patched(made: Patched) -> None:

@@ -221,7 +221,7 @@ def _carry_out(config: Config, stage: Stage, directory: RunDirectory, *, show: D
     )
     if scores is not None:
         scores = replace(scores, provenance=dict(scores.provenance) | made)
-    directory.publish(lambda folder: _write_results(folder, circuit, scores, document, named=directory.path))
+    directory.publish(lambda folder: _write_results(folder, circuit, scores, document, stage, named=directory.path))
     directory.set("finished")
 
 
@@ -321,14 +321,17 @@ def device_name(model: LensModel) -> str:
 
 
 def _write_results(
-    folder: Path, circuit: Circuit, scores: Scores | None, document: Mapping[str, Any], *, named: Path
+    folder: Path, circuit: Circuit, scores: Scores | None, document: Mapping[str, Any], stage: Stage, *, named: Path
 ) -> None:
-    """Every result file; `named` is what the page calls the folder."""
+    """Every result file; `named` is what the report calls the folder."""
+    from experiments.view import LARGEST, example
     from graphs.export import export
 
     circuit.save(folder / "circuit.json")
     export(circuit, folder / "circuit.graphml")
     export(circuit, folder / "circuit.svg")
+    if circuit.n_edges <= LARGEST:
+        export(circuit, folder / "circuit.html", **example(stage.model, stage.search.task))
     if scores is not None:
         scores.save(folder / "scores.json")
     (folder / "report.json").write_text(to_json(document), encoding="utf-8")

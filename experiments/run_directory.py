@@ -37,7 +37,7 @@ CONFIG: Final = "config.toml"
 ENVIRONMENT: Final = "env.json"
 DECISIONS: Final = "decisions.jsonl"
 RESULTS: Final = (
-    *("circuit.json", "circuit.graphml", "circuit.svg", "scores.json", "report.json"),
+    *("circuit.json", "circuit.graphml", "circuit.svg", "circuit.html", "scores.json", "report.json"),
     *("effects.json", "effects.csv", "heatmap.svg"),
     "report.md",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,25 @@ def export_path(source: Path, *, to: str | None, out: Path | None) -> tuple[Path
     if out.suffix.lower() not in endings:
         raise BadConfig(f"expected --out to end in {' or '.join(sorted(endings))}, as --to says; got {out}.")
     return out, name
+
+
+def roles(words: Sequence[str]) -> dict[str, list[str]]:
+    """Groups of nodes as the command line has them.
+
+    Raises:
+        BadConfig: One is not of the form NAME=NODE,NODE.
+
+    Example:
+        >>> roles(["movers=a9.h6, a9.h9"])
+        {'movers': ['a9.h6', 'a9.h9']}
+    """
+    found = {}
+    for word in words:
+        name, equals, nodes = word.partition("=")
+        if not equals or not name.strip() or not nodes.strip():
+            raise BadConfig(f"expected --group as NAME=NODE,NODE, such as movers=a9.h6,a9.h9; got {word!r}.")
+        found[name.strip()] = [node.strip() for node in nodes.split(",")]
+    return found
 
 
 def _report(path: Path) -> dict[str, Any]:

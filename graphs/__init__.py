@@ -6,12 +6,16 @@ Nothing here needs torch; networkx and matplotlib load when a graph is built or 
 from __future__ import annotations
 
 from graphs.circuit import Circuit
+from graphs.collapse import collapse
 from graphs.compare import Comparison, compare
 from graphs.components import Architecture, ComponentGraph
+from graphs.consensus import Consensus, consensus
 from graphs.errors import WiretraceError
 from graphs.export import export
 from graphs.importing import load
 from graphs.nodes import INPUT, LOGITS, Edge, Node, Port, head, kv, mlp, neuron
+from graphs.paths import Path, paths
+from graphs.subgraph import around, between, only
 
 __all__ = [
     "INPUT",
@@ -20,15 +24,23 @@ __all__ = [
     "Circuit",
     "Comparison",
     "ComponentGraph",
+    "Consensus",
     "Edge",
     "Node",
+    "Path",
     "Port",
     "WiretraceError",
+    "around",
+    "between",
+    "collapse",
     "compare",
+    "consensus",
     "export",
     "head",
     "kv",
     "load",
     "mlp",
     "neuron",
+    "only",
+    "paths",
 ]

@@ -19,7 +19,6 @@ Files hold JSON of this form, one edge on a line:
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import os
@@ -33,6 +32,7 @@ from graphs.atomic import read_text, write_text
 from graphs.components import Architecture, ComponentGraph
 from graphs.errors import BadCircuit, BadFile, WiretraceError
 from graphs.nodes import Edge, Letter, Node
+from graphs.reach import on_a_path
 from graphs.strict_json import parsed
 
 if TYPE_CHECKING:
@@ -121,11 +121,11 @@ class Circuit:
 
         A path goes through a head if it enters at any of its ports; keys and values of a group lead to each of the
         group's heads. Positions are followed: a head's query and an MLP carry what they read at one position to the
-        same position, keys and values carry it to that position and all later ones.
+        same position, keys and values carry it to that position and all later ones (`graphs.reach`).
 
         Cost: linear in the number of edges.
         """
-        return replace(self, edges=(kept := _on_a_path(self)), scores=_restricted(self.scores, kept))
+        return replace(self, edges=(kept := on_a_path(self)), scores=_restricted(self.scores, kept))
 
     def to_networkx(self) -> nx.MultiDiGraph[str]:
         """The circuit as a plain networkx graph, for networkx's own algorithms and other tools.
@@ -273,15 +273,20 @@ class Circuit:
         return f"<Circuit: {self}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: a summary and the figure."""
-        from graphs.export import figure
+        """What a notebook shows: a small table and the figure, of the strongest edges if there are many."""
+        from graphs.export.notebook import shown
 
-        summary = html.escape(str(self))
-        try:
-            drawing = figure.inline_svg(self)
-        except ImportError:
-            drawing = "<em>(install matplotlib to see the figure)</em>"
-        return f'<div class="wiretrace-circuit"><p>{summary}</p>{drawing}</div>'
+        return shown(self)
+
+    def view(self, **options: Any) -> Any:
+        """The circuit as an interactive page inside a notebook.
+
+        Args:
+            **options: Those of `graphs.export.html.inline`.
+        """
+        from graphs.export.html import inline
+
+        return inline(self, **options)
 
 
 def visible(text: str) -> str:
@@ -402,57 +407,6 @@ def _depth(node: Node) -> tuple[float, int, int]:
     if node.layer is None:
         return (-math.inf if node.kind == "input" else math.inf, 0, 0)
     return (node.layer, ("kv", "head", "mlp").index(node.kind), node.index or 0)
-
-
-def _on_a_path(circuit: Circuit) -> tuple[Edge, ...]:
-    """The edges on a path from input to logits.
-
-    Positions are bits of an integer: one bit for each position that an edge names and one for each stretch of
-    positions in between, which need not be told apart. An edge is alive at the bits where something from the input
-    arrives and useful at the bits from which something leads to the logits; it is on a path iff some bit is both.
-    """
-    bit_of = _position_bits(edge.position for edge in circuit.edges)
-    everywhere = bit_of[None]
-    reached: dict[Node, int] = {node: everywhere for node in circuit.nodes if node.kind == "input"}
-    alive: dict[Edge, int] = {}
-    feeds = _fed_by(circuit)
-    for edge in circuit.edges:  # in topological order of targets, so `reached` is final for every source
-        alive[edge] = bits = reached.get(edge.source, 0) & bit_of[edge.position]
-        if edge.port in ("k", "v") and bits:
-            bits = everywhere & ~((bits & -bits) - 1)  # the first position and all later ones
-        for node in feeds[edge.target]:
-            reached[node] = reached.get(node, 0) | bits
-    wanted: dict[Node, int] = {node: everywhere for node in circuit.nodes if node.kind == "logits"}
-    kept: list[Edge] = []
-    for edge in reversed(circuit.edges):
-        bits = 0
-        for node in feeds[edge.target]:
-            bits |= wanted.get(node, 0)
-        if edge.port in ("k", "v"):
-            bits = (1 << bits.bit_length()) - 1  # the last position and all earlier ones
-        bits &= bit_of[edge.position]
-        wanted[edge.source] = wanted.get(edge.source, 0) | bits
-        if bits & alive[edge]:
-            kept.append(edge)
-    return tuple(reversed(kept))
-
-
-def _position_bits(positions: Iterable[int | None]) -> dict[int | None, int]:
-    """The bit of each named position, and under None all bits together, in the order of the positions."""
-    bits: dict[int | None, int] = {}
-    count, last = 0, -1
-    for position in sorted({position for position in positions if position is not None}):
-        count += position > last + 1  # a stretch of unnamed positions before this one
-        bits[position] = 1 << count
-        count, last = count + 1, position
-    bits[None] = (1 << (count + 1)) - 1  # and the stretch after the last
-    return bits
-
-
-def _fed_by(circuit: Circuit) -> dict[Node, tuple[Node, ...]]:
-    """For each node that reads, the nodes that write what is computed from it: itself, or a group's query heads."""
-    heads = circuit.graph.query_heads
-    return {node: heads(node) if node.kind == "kv" else (node,) for node in circuit.nodes}
 
 
 def _check_schema(schema: object, *, where: str) -> None:

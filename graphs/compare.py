@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from graphs.circuit import Circuit
 from graphs.errors import BadCircuit
 from graphs.nodes import Edge, Node
+
+
+class Row(NamedTuple):
+    """One edge in two circuits.
+
+    Attributes:
+        edge: The edge.
+        in_a: Whether the first circuit has it.
+        in_b: Whether the second has it.
+        score_a: Its signed effect in the first; None if the first lacks it or has no score for it.
+        score_b: The same of the second.
+    """
+
+    edge: Edge
+    in_a: bool
+    in_b: bool
+    score_a: float | None
+    score_b: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """The second score less the first; None unless there are both. It means little in different units."""
+        return None if self.score_a is None or self.score_b is None else self.score_b - self.score_a
 
 
 @dataclass(frozen=True)
@@ -20,6 +45,8 @@ class Comparison:
         nodes_only_a: Nodes of the first alone, in topological order.
         nodes_only_b: Nodes of the second alone.
         nodes_both: Nodes of both.
+        scores_a: The scores of the first.
+        scores_b: The scores of the second.
     """
 
     only_a: tuple[Edge, ...]
@@ -28,6 +55,8 @@ class Comparison:
     nodes_only_a: tuple[Node, ...]
     nodes_only_b: tuple[Node, ...]
     nodes_both: tuple[Node, ...]
+    scores_a: Mapping[Edge, float] = field(default_factory=dict, hash=False, repr=False)
+    scores_b: Mapping[Edge, float] = field(default_factory=dict, hash=False, repr=False)
 
     @property
     def edge_jaccard(self) -> float:
@@ -38,6 +67,50 @@ class Comparison:
     def node_jaccard(self) -> float:
         """Shared nodes over all nodes of either circuit, from 0 to 1; 1 for two empty circuits."""
         return _jaccard(len(self.nodes_both), len(self.nodes_only_a), len(self.nodes_only_b))
+
+    def to_rows(self) -> list[Row]:
+        """One row per edge of either circuit: those of both, of the first alone, of the second alone.
+
+        `pandas.DataFrame(comparison.to_rows())` is a table of them.
+
+        Example:
+            >>> edges = [Edge.parse("input->m0"), Edge.parse("m0->logits")]
+            >>> a = Circuit(Architecture(1, 1), edges, {edges[1]: -1.5})
+            >>> for row in compare(a, Circuit(Architecture(1, 1), edges[1:], {edges[1]: -2.0})).to_rows():
+            ...     print(row.edge, row.in_a, row.in_b, row.score_a, row.score_b, row.difference)
+            m0->logits True True -1.5 -2.0 -0.5
+            input->m0 True False None None None
+        """
+        groups = ((self.both, True, True), (self.only_a, True, False), (self.only_b, False, True))
+        return [
+            Row(edge, in_a, in_b, self.scores_a.get(edge), self.scores_b.get(edge))
+            for edges, in_a, in_b in groups
+            for edge in edges
+        ]
+
+    def table(self, *, most: int = 20) -> str:
+        """The edges of both circuits with their scores, those first that differ most, then the others in order.
+
+        Args:
+            most: How many rows at most; the last line says how many more there are.
+
+        Example:
+            >>> edges = [Edge.parse("input->m0"), Edge.parse("m0->logits")]
+            >>> a = Circuit(Architecture(1, 1), edges, {edges[1]: -1.5})
+            >>> print(compare(a, Circuit(Architecture(1, 1), edges[1:], {edges[1]: -2.0})).table())
+            edge                a          b      b - a
+            m0->logits       -1.5         -2       -0.5
+            input->m0        kept    no edge
+        """
+        rows = sorted(self.to_rows(), key=lambda row: -abs(row.difference or 0.0))
+        width = max((len(str(row.edge)) for row in rows[:most]), default=4)
+        lines = [f"{'edge':<{width}}{'a':>11}{'b':>11}{'b - a':>11}"]
+        for row in rows[:most]:
+            cells = [_cell(row.in_a, row.score_a), _cell(row.in_b, row.score_b)]
+            difference = "" if row.difference is None else f"{row.difference:+.3g}"
+            lines.append(f"{row.edge!s:<{width}}{cells[0]:>11}{cells[1]:>11}{difference:>11}".rstrip())
+        more = len(rows) - most
+        return "\n".join([*lines, f"and {more:,} more"] if more > 0 else lines)
 
     def __str__(self) -> str:
         rows = [
@@ -60,7 +133,8 @@ class Comparison:
 def compare(a: Circuit, b: Circuit) -> Comparison:
     """Sort the edges and nodes of two circuits of one architecture into shared and not shared.
 
-    Scores and provenance play no part. An edge at one position and the same edge at every position are two edges.
+    Scores are taken along for `to_rows` and `table`, provenance plays no part. An edge at one position and the same
+    edge at every position are two edges.
 
     Args:
         a: The first circuit.
@@ -82,12 +156,20 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
         nodes_only_a=tuple(node for node in a.nodes if node not in nodes_b),
         nodes_only_b=tuple(node for node in b.nodes if node not in nodes_a),
         nodes_both=tuple(node for node in a.nodes if node in nodes_b),
+        scores_a=dict(a.scores),
+        scores_b=dict(b.scores),
     )
 
 
 def _jaccard(both: int, only_a: int, only_b: int) -> float:
     every = both + only_a + only_b
     return both / every if every else 1.0
+
+
+def _cell(present: bool, score: float | None) -> str:
+    if not present:
+        return "no edge"
+    return "kept" if score is None else f"{score:+.3g}"
 
 
 def _counts(*groups: tuple[object, ...]) -> list[str]:

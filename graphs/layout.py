@@ -18,49 +18,20 @@ Positions are in points (1/72 inch), y upward. The same circuit gives the same l
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from graphs.boxes import BOX_HEIGHT as BOX_HEIGHT
+from graphs.boxes import ROOMY, Box, Point, Row, Sizes, in_order
 from graphs.circuit import Circuit
+from graphs.errors import BadOption
 from graphs.nodes import INPUT, LOGITS, Edge, Node
+from graphs.routes import Route, choose_gaps, curve, pull_tight, spread
 
-BOX_HEIGHT: Final = 14.0
-"""Height of a node's box, in points."""
-
-_CHARACTER: Final = 4.3  # width of a label's character, for boxes that hold their label
-_PADDING: Final = 8.0
-_GAP: Final = 13.0  # least distance between two boxes of a row
 _MOST_IN_ROW: Final = 18
-_WITHIN_BAND: Final = 10.0  # height between the rows of one band
-_BAND_PADDING: Final = 4.0
-_LANE: Final = 2.2  # distance between two edges in one gap, where there is room
-_CLEARANCE: Final = 2.0  # least distance of an edge from a box it passes
 _SWEEPS: Final = 24
-
-Point = tuple[float, float]
-
-
-class Box(NamedTuple):
-    """The rectangle of a node: its centre, width and height in points."""
-
-    node: Node
-    x: float
-    y: float
-    width: float
-    height: float
-
-    @property
-    def top(self) -> float:
-        """The y of the upper side."""
-        return self.y + self.height / 2
-
-    @property
-    def bottom(self) -> float:
-        """The y of the lower side."""
-        return self.y - self.height / 2
 
 
 class Band(NamedTuple):
@@ -99,60 +70,47 @@ class Layout:
     height: float
 
 
-@dataclass
-class _Row:
-    """Nodes of one depth, from left to right."""
-
-    layer: int | None
-    nodes: list[Node]
-    y: float = 0.0
-    sides: list[tuple[float, float]] = field(default_factory=list)  # left and right of each box, ascending
-
-
-@dataclass
-class _Route:
-    """An edge on its way: where it starts and ends and where it passes each row in between."""
-
-    edge: Edge
-    rows: range
-    start: float
-    end: float
-    gaps: list[int] = field(default_factory=list)
-    lanes: list[float] = field(default_factory=list)
-
-
-def layout(circuit: Circuit) -> Layout:
+def layout(circuit: Circuit, *, width: float | None = None, sizes: Sizes = ROOMY) -> Layout:
     """Lay out a circuit; see the head of this module for how.
 
-    Cost: about linear in the number of edges times the number of rows they pass; a few tenths of a second for 300
-    edges of a 12-layer model.
+    Cost: about linear in the number of edges times the number of rows they pass; a tenth of a second for 300 edges of
+    a 12-layer model.
+
+    Args:
+        circuit: What to lay out.
+        width: The width of the whole, in points; layers get as many rows as that needs. None: as wide as it likes.
+        sizes: Of boxes and gaps, such as `graphs.boxes.COMPACT` for a given width.
+
+    Raises:
+        BadOption: The width has no room for the widest box.
+
+    Example:
+        >>> plan = layout(circuit, width=200.0)
+        >>> plan.width
+        200.0
     """
-    rows = _rows(circuit)
-    x_of = _places(rows, _pulls(circuit), _with_groups(circuit))
-    width = _shift_into_view(rows, x_of)
-    routes = _routes(circuit, rows, x_of, width=width)
-    bands, height = _stack(rows, routes)
-    boxes = _boxes(rows, x_of, width=width)
-    _pull_tight(routes, rows)
-    _spread(routes, rows, width=width)
-    wires = tuple(Wire(route.edge, _curve(route, rows, boxes)) for route in routes)
+    rows = _rows(circuit, width=width, sizes=sizes)
+    x_of = _places(rows, _pulls(circuit), _with_groups(circuit), width=width, sizes=sizes)
+    wide = _shift_into_view(rows, x_of, width=width, sizes=sizes)
+    routes = choose_gaps(circuit, rows, x_of, width=wide, sizes=sizes)
+    bands, height = _stack(rows, routes, sizes=sizes)
+    boxes = _boxes(rows, x_of, width=wide, sizes=sizes)
+    pull_tight(routes, rows, width=math.inf if width is None else wide, sizes=sizes)
+    spread(routes, rows, width=wide, sizes=sizes)
+    wires = tuple(Wire(route.edge, curve(route, rows, boxes, sizes=sizes)) for route in routes)
     links = tuple(
         ((boxes[group].x, boxes[group].top), (boxes[member].x, boxes[member].bottom))
         for group, member in circuit.structural_edges()
     )
-    return Layout(boxes=boxes, wires=wires, links=links, bands=bands, width=width, height=height)
-
-
-def box_width(node: Node) -> float:
-    """How wide the box of a node must be for its label, in points."""
-    return max(24.0, len(str(node)) * _CHARACTER + _PADDING)
+    return Layout(boxes=boxes, wires=wires, links=links, bands=bands, width=wide, height=height)
 
 
 # ---------------------------------------------------------------------------------------------------------- rows
 
 
-def _rows(circuit: Circuit) -> list[_Row]:
+def _rows(circuit: Circuit, *, width: float | None, sizes: Sizes) -> list[Row]:
     """Input, then for each layer groups, heads and MLP, then logits; from the bottom up."""
+    mlps = _with_groups(circuit)
     depth: dict[tuple[int, int, int], list[Node]] = {}
     for node in circuit.nodes:
         if node.layer is not None:
@@ -160,11 +118,29 @@ def _rows(circuit: Circuit) -> list[_Row]:
             if circuit.architecture.parallel and tier == 2:
                 tier = 1  # reads what the heads read, so it stands beside them
             depth.setdefault((node.layer, tier, 0), []).append(node)
-    rows = [_Row(None, [INPUT])]
-    for (layer, _, _), nodes in sorted(depth.items()):
-        pieces = math.ceil(len(nodes) / _MOST_IN_ROW)
-        rows.extend(_Row(layer, nodes[piece::pieces]) for piece in range(pieces))
-    return [*rows, _Row(None, [LOGITS])]
+    rows = [Row(None, [INPUT])]
+    for (layer, tier, _), nodes in sorted(depth.items()):
+        beside = mlps.get(layer, []) if tier < 2 else []  # takes its place in the row below it
+        pieces = _pieces(nodes, beside, width=width, sizes=sizes)
+        rows.extend(Row(layer, nodes[piece::pieces]) for piece in range(pieces))
+    return [*rows, Row(None, [LOGITS])]
+
+
+def _pieces(nodes: Sequence[Node], beside: Sequence[Node], *, width: float | None, sizes: Sizes) -> int:
+    """Into how many rows the nodes of one depth go."""
+    least = math.ceil(len(nodes) / _MOST_IN_ROW)
+    if width is None:
+        return least
+    for pieces in range(least, len(nodes) + 1):
+        room = (_width([*nodes[piece::pieces], *beside], sizes) for piece in range(pieces))
+        if max(room) + 2 * sizes.margin <= width:
+            return pieces
+    need = _width([max(nodes, key=sizes.box_width), *beside], sizes) + 2 * sizes.margin
+    raise BadOption(f"expected room for the boxes, at least {need:.0f} points; got {width:.0f}. Choose a larger width.")
+
+
+def _width(nodes: Sequence[Node], sizes: Sizes) -> float:
+    return sum(map(sizes.box_width, nodes)) + sizes.gap * (len(nodes) - 1)
 
 
 def _pulls(circuit: Circuit) -> dict[Node, dict[Node, float]]:
@@ -195,13 +171,18 @@ def _with_groups(circuit: Circuit) -> dict[int, list[Node]]:
 
 
 def _places(
-    rows: Sequence[_Row], pulls: Mapping[Node, Mapping[Node, float]], mlps: Mapping[int, list[Node]]
+    rows: Sequence[Row],
+    pulls: Mapping[Node, Mapping[Node, float]],
+    mlps: Mapping[int, list[Node]],
+    *,
+    width: float | None,
+    sizes: Sizes,
 ) -> dict[Node, float]:
     """The x of every node but the bars; sorts `rows` from left to right as it goes."""
     inner = _slots(rows, mlps)
     x_of: dict[Node, float] = {}
     for slot in inner:
-        _settle(slot, dict.fromkeys(slot, 0.0), x_of)
+        _settle(slot, dict.fromkeys(slot, 0.0), x_of, width=width, sizes=sizes)
     best, best_cost = dict(x_of), _stretch(x_of, pulls)
     for sweep in range(_SWEEPS):
         upward = sweep % 2 == 0
@@ -210,7 +191,7 @@ def _places(
         for slot in inner if upward else reversed(inner):
             wishes = {node: _barycentre(node, x_of, pulls[node], None if both_sides else done) for node in slot}
             slot.sort(key=lambda node: wishes[node])  # stable: ties keep their order
-            _settle(slot, wishes, x_of)
+            _settle(slot, wishes, x_of, width=width, sizes=sizes)
             done.update(slot)
         cost = _stretch(x_of, pulls)
         if cost < best_cost:
@@ -220,7 +201,7 @@ def _places(
     return best
 
 
-def _slots(rows: Sequence[_Row], mlps: Mapping[int, list[Node]]) -> list[list[Node]]:
+def _slots(rows: Sequence[Row], mlps: Mapping[int, list[Node]]) -> list[list[Node]]:
     """Rows as they are placed: an MLP takes its place among the heads of the row below, to keep its column free."""
     slots: list[list[Node]] = []
     for below, row in pairwise(rows[:-1]):
@@ -241,34 +222,24 @@ def _barycentre(node: Node, x_of: Mapping[Node, float], pulls: Mapping[Node, flo
     return total / weight if weight else x_of[node]
 
 
-def _settle(nodes: Sequence[Node], wishes: Mapping[Node, float], x_of: dict[Node, float]) -> None:
-    """Put nodes, in this order, as near to their wishes as boxes that do not overlap allow."""
-    widths = [box_width(node) for node in nodes]
-    apart = [(left + right) / 2 + _GAP for left, right in pairwise(widths)]
-    x_of.update(zip(nodes, in_order([wishes[node] for node in nodes], apart), strict=True))
+def _settle(
+    nodes: Sequence[Node], wishes: Mapping[Node, float], x_of: dict[Node, float], *, width: float | None, sizes: Sizes
+) -> None:
+    """Put nodes, in this order, as near to their wishes as boxes that do not overlap, and the width, allow.
 
-
-def in_order(wishes: Sequence[float], apart: Sequence[float]) -> list[float]:
-    """The positions nearest to `wishes` (least squares) that ascend by at least `apart` from one to the next.
-
-    Pool-adjacent-violators: take the distances out, average neighbours that are out of order, put them back in.
-
-    Example:
-        >>> in_order([0.0, 0.0, 10.0], [2.0, 2.0])
-        [-1.0, 1.0, 10.0]
+    With a width the middle of the drawing is at 0.
     """
-    offsets = [0.0]
-    for distance in apart:
-        offsets.append(offsets[-1] + distance)
-    pools: list[tuple[float, int]] = []  # sum and number of members
-    for wish, offset in zip(wishes, offsets, strict=True):
-        total, count = wish - offset, 1
-        while pools and pools[-1][0] * count >= total * pools[-1][1]:
-            before, members = pools.pop()
-            total, count = total + before, count + members
-        pools.append((total, count))
-    levels = [total / count for total, count in pools for _ in range(count)]
-    return [level + offset for level, offset in zip(levels, offsets, strict=True)]
+    widths = [sizes.box_width(node) for node in nodes]
+    apart = [(left + right) / 2 + sizes.gap for left, right in pairwise(widths)]
+    x = in_order([wishes[node] for node in nodes], apart)
+    if width is not None:
+        # Least squares within bounds: clip what is left of each place once the distances are taken out.
+        low, high = sizes.margin + (widths[0] - width) / 2, (width - widths[-1]) / 2 - sizes.margin - sum(apart)
+        offset = 0.0
+        for place, distance in enumerate([0.0, *apart]):
+            offset += distance
+            x[place] = min(max(x[place] - offset, low), max(low, high)) + offset
+    x_of.update(zip(nodes, x, strict=True))
 
 
 def _stretch(x_of: Mapping[Node, float], pulls: Mapping[Node, Mapping[Node, float]]) -> float:
@@ -279,187 +250,49 @@ def _stretch(x_of: Mapping[Node, float], pulls: Mapping[Node, Mapping[Node, floa
     )
 
 
-def _shift_into_view(rows: Sequence[_Row], x_of: dict[Node, float]) -> float:
+def _shift_into_view(rows: Sequence[Row], x_of: dict[Node, float], *, width: float | None, sizes: Sizes) -> float:
     """Move everything so that the leftmost box starts at the margin; note the boxes' sides; return the width."""
-    margin = _GAP
-    left = min((x_of[node] - box_width(node) / 2 for node in x_of), default=0.0)
-    right = max((x_of[node] + box_width(node) / 2 for node in x_of), default=0.0)
-    width = max(right - left + 2 * margin, 150.0)
-    shift = (width - (left + right)) / 2
+    half = {node: sizes.box_width(node) / 2 for node in x_of}
+    left = min((x_of[node] - half[node] for node in x_of), default=0.0)
+    right = max((x_of[node] + half[node] for node in x_of), default=0.0)
+    wide = max(right - left + 2 * sizes.margin, 150.0) if width is None else width
+    shift = (wide - (left + right)) / 2
     for node in x_of:
         x_of[node] += shift
     for row in rows[1:-1]:
-        row.sides = [(x_of[node] - box_width(node) / 2, x_of[node] + box_width(node) / 2) for node in row.nodes]
-    return width
+        row.sides = [(x_of[node] - half[node], x_of[node] + half[node]) for node in row.nodes]
+    return wide
 
 
 # -------------------------------------------------------------------------------------------------------- routes
 
 
-def _routes(circuit: Circuit, rows: Sequence[_Row], x_of: Mapping[Node, float], *, width: float) -> list[_Route]:
-    """Choose for each edge the gap by which it passes each row between its ends; strong edges choose first."""
-    row_of = {node: number for number, row in enumerate(rows) for node in row.nodes}
-    routes = []
-    for edge in circuit.edges:
-        start, end = x_of.get(edge.source), x_of.get(edge.target)
-        if end is not None:
-            end += port_offset(edge)
-        start = start if start is not None else end if end is not None else width / 2
-        between = range(row_of[edge.source] + 1, row_of[edge.target])
-        routes.append(_Route(edge, between, start, end if end is not None else start))
-    used: list[list[int]] = [[0] * (len(row.sides) + 1) for row in rows]
-    importance = {edge: abs(score) for edge, score in circuit.scores.items()}
-    for route in sorted(routes, key=lambda route: -importance.get(route.edge, math.inf)):
-        route.gaps = _cheapest_gaps(route, rows, used, width=width)
-        for row, gap in zip(route.rows, route.gaps, strict=True):
-            used[row][gap] += 1
-    return routes
-
-
-def port_offset(edge: Edge) -> float:
-    """How far from the middle of its target an edge arrives, in points: queries left, values right."""
-    if edge.port is None:
-        return 0.0
-    return (-0.28, 0.0, 0.28)["qkv".index(edge.port)] * box_width(edge.target)
-
-
-def _gap(row: _Row, number: int, *, width: float) -> tuple[float, float]:
-    """From where to where an edge may pass through gap `number` of a row, the outermost ones reaching to the edge."""
-    left = row.sides[number - 1][1] + _CLEARANCE if number else 0.0
-    right = row.sides[number][0] - _CLEARANCE if number < len(row.sides) else width
-    middle = (left + right) / 2
-    return (left, right) if left <= right else (middle, middle)
-
-
-def _cheapest_gaps(route: _Route, rows: Sequence[_Row], used: Sequence[Sequence[int]], *, width: float) -> list[int]:
-    """One gap per row passed: least sideways movement, with a price for crowded gaps."""
-    total = len(route.rows) + 1
-    costs: dict[int, tuple[float, float]] = {0: (0.0, route.start)}  # gap -> cost so far, x there
-    history: list[dict[int, int]] = []
-    for step, number in enumerate(route.rows, start=1):
-        row = rows[number]
-        ideal = route.start + (route.end - route.start) * step / total
-        near = bisect_left(row.sides, (ideal, ideal))
-        choices: dict[int, tuple[float, float]] = {}
-        origin: dict[int, int] = {}
-        for gap in range(max(0, near - 3), min(len(row.sides), near + 3) + 1):
-            low, high = _gap(row, gap, width=width)
-            x = min(max(ideal, low), high)
-            room = max(1.0, (min(high, x + 60) - max(low, x - 60)) / _LANE)
-            price = 220.0 * max(0.0, (used[number][gap] + 1) / room - 0.6) ** 2
-            cost, before = min((cost + abs(x - x_before) ** 1.5, gap) for gap, (cost, x_before) in costs.items())
-            choices[gap] = (cost + price, x)
-            origin[gap] = before
-        history.append(origin)
-        costs = choices
-    _, gap = min((cost + abs(route.end - x) ** 1.5, gap) for gap, (cost, x) in costs.items())
-    gaps: list[int] = []
-    for origin in reversed(history):
-        gaps.append(gap)
-        gap = origin[gap]
-    return gaps[::-1]
-
-
-def _stack(rows: Sequence[_Row], routes: Iterable[_Route]) -> tuple[tuple[Band, ...], float]:
+def _stack(rows: Sequence[Row], routes: Iterable[Route], *, sizes: Sizes) -> tuple[tuple[Band, ...], float]:
     """Give every row its height, more room where many edges move sideways, and return the bands and the height."""
     moves = [0.0] * len(rows)
     for route in routes:
         for step in range(route.rows.start - 1, route.rows.stop):
             moves[step] += 1
     bands: list[Band] = []
-    y = BOX_HEIGHT / 2
+    y = sizes.box / 2
     rows[0].y = y
     for number, row in enumerate(rows[1:], start=1):
         if row.layer is not None and bands and row.layer == bands[-1].layer:
-            y += BOX_HEIGHT + _WITHIN_BAND
-            bands[-1] = bands[-1]._replace(top=y + BOX_HEIGHT / 2 + _BAND_PADDING)
+            y += sizes.box + sizes.within
+            bands[-1] = bands[-1]._replace(top=y + sizes.box / 2 + sizes.band)
         else:
-            y += BOX_HEIGHT + 24.0 + min(26.0, 0.35 * moves[number - 1])
+            y += sizes.box + sizes.between + min(sizes.crowd, 0.35 * moves[number - 1])
             if row.layer is not None:
-                half = BOX_HEIGHT / 2 + _BAND_PADDING
+                half = sizes.box / 2 + sizes.band
                 bands.append(Band(row.layer, y - half, y + half))
         row.y = y
-    return tuple(bands), y + BOX_HEIGHT / 2
+    return tuple(bands), y + sizes.box / 2
 
 
-def _boxes(rows: Sequence[_Row], x_of: Mapping[Node, float], *, width: float) -> dict[Node, Box]:
+def _boxes(rows: Sequence[Row], x_of: Mapping[Node, float], *, width: float, sizes: Sizes) -> dict[Node, Box]:
     boxes = {}
     for row in rows:
         for node in row.nodes:
-            wide = box_width(node) if node in x_of else width
-            boxes[node] = Box(node, x_of.get(node, width / 2), row.y, wide, BOX_HEIGHT)
+            wide = sizes.box_width(node) if node in x_of else width
+            boxes[node] = Box(node, x_of.get(node, width / 2), row.y, wide, sizes.box)
     return boxes
-
-
-def _pull_tight(routes: Iterable[_Route], rows: Sequence[_Row], *, width: float = math.inf) -> None:
-    """Straighten each route within its gaps, as a string that is pulled at both ends."""
-    for route in routes:
-        limits = [_gap(rows[row], gap, width=width) for row, gap in zip(route.rows, route.gaps, strict=True)]
-        heights = [rows[row].y for row in range(route.rows.start - 1, route.rows.stop + 1)]
-        x = [route.start, *(min(max(route.start, low), high) for low, high in limits), route.end]
-        free_start, free_end = route.edge.source == INPUT, route.edge.target == LOGITS
-        for _ in range(30):
-            for place, (low, high) in enumerate(limits, start=1):
-                below, above = heights[place] - heights[place - 1], heights[place + 1] - heights[place]
-                straight = (x[place - 1] * above + x[place + 1] * below) / (below + above)
-                x[place] = min(max(straight, low), high)
-            if free_start:
-                x[0] = x[1]
-            if free_end:
-                x[-1] = x[-2]
-        route.start, *route.lanes, route.end = x
-
-
-def _spread(routes: Sequence[_Route], rows: Sequence[_Row], *, width: float) -> None:
-    """Give edges that pass through one gap a lane each, as far apart as the gap allows and no further than needed."""
-    passing: dict[tuple[int, int], list[tuple[float, float, int, int]]] = {}
-    for number, route in enumerate(routes):
-        course = [route.start, *route.lanes, route.end]
-        for place, (row, gap) in enumerate(zip(route.rows, route.gaps, strict=True)):
-            turn = course[place] + course[place + 2]
-            passing.setdefault((row, gap), []).append((course[place + 1], turn, number, place))
-    for (row, gap), members in passing.items():
-        members.sort()
-        low, high = _gap(rows[row], gap, width=width)
-        lane = min(_LANE, (high - low) / max(1, len(members) - 1))
-        places = in_order([x for x, *_ in members], [lane] * (len(members) - 1))
-        shift = max(0.0, low - places[0]) - max(0.0, places[-1] - high)
-        for x, (_, _, number, place) in zip(places, members, strict=True):
-            routes[number].lanes[place] = min(max(x + shift, low), high)
-
-
-# -------------------------------------------------------------------------------------------------------- curves
-
-
-def _curve(route: _Route, rows: Sequence[_Row], boxes: Mapping[Node, Box]) -> tuple[Point, ...]:
-    """A smooth curve through the lanes of a route: cubic Hermite pieces in y, written as Bezier control points."""
-    heights = [rows[row].y for row in route.rows]
-    y = [boxes[route.edge.source].top, *heights, boxes[route.edge.target].bottom]
-    x = [route.start, *route.lanes, route.end]
-    if route.edge.source == INPUT and route.lanes:
-        x[0] = x[1]
-    if route.edge.target == LOGITS and route.lanes:
-        x[-1] = x[-2]
-    slopes = [0.0, *(_slope(x, y, place) for place in range(1, len(x) - 1)), 0.0]
-    for place, (row, gap) in enumerate(zip(route.rows, route.gaps, strict=True), start=1):
-        low, high = _gap(rows[row], gap, width=math.inf)
-        room = max(0.0, min(x[place] - low, high - x[place])) + _CLEARANCE * 0.75
-        steepest = room / (BOX_HEIGHT / 2)
-        slopes[place] = min(max(slopes[place], -steepest), steepest)
-    path: list[Point] = [(x[0], y[0])]
-    for place in range(len(x) - 1):
-        third = (y[place + 1] - y[place]) / 3
-        path.append((x[place] + slopes[place] * third, y[place] + third))
-        path.append((x[place + 1] - slopes[place + 1] * third, y[place + 1] - third))
-        path.append((x[place + 1], y[place + 1]))
-    return tuple(path)
-
-
-def _slope(x: Sequence[float], y: Sequence[float], place: int) -> float:
-    """dx/dy of a curve through the points that does not overshoot (weighted harmonic mean, Fritsch and Butland)."""
-    below, above = y[place] - y[place - 1], y[place + 1] - y[place]
-    before, after = (x[place] - x[place - 1]) / below, (x[place + 1] - x[place]) / above
-    if before * after <= 0.0:
-        return 0.0
-    weight = (1 + above / (below + above)) / 3
-    return before * after / (weight * after + (1 - weight) * before)

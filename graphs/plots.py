@@ -6,16 +6,16 @@ and the same numbers give the same bytes.
 
 from __future__ import annotations
 
-import io
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from graphs.atomic import write_bytes
 from graphs.circuit import visible
-from graphs.errors import BadCircuit, UnknownFormat
-from graphs.export.figure import METADATA, own_settings
+from graphs.errors import BadCircuit
+from graphs.export.canvas import known_suffix, own_settings, rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1F2430", "#7A808C")
-_MARKERS: Final = ("o", "D", "s", "^", "v", "P", "X", "*")
+_MARKERS: Final = ("o", "D", "s", "^", "v", "P", "X")  # fewer than colours, by one: 56 curves differ
 _INK, _FAINT = "#1F2430", "#7A808C"
 _SMALL: Final = 7.0
 _DPI: Final = 300
+_BEFORE: Final = "="  # matplotlib leaves out of the legend what begins with an underscore
 
 
 def roc(curves: Mapping[str, Sequence[Point]], path: str | os.PathLike[str], *, title: str | None = None) -> None:
@@ -40,7 +41,7 @@ def roc(curves: Mapping[str, Sequence[Point]], path: str | os.PathLike[str], *, 
         title: A line above the drawing; shown as it is, never read as mathematics.
 
     Raises:
-        BadCircuit: There is no curve, or a rate is not from 0 to 1.
+        BadCircuit: There is no curve, a rate is not from 0 to 1, or the points do not ascend.
         UnknownFormat: The suffix is another one.
         WriteFailed: The file cannot be written.
 
@@ -51,6 +52,10 @@ def roc(curves: Mapping[str, Sequence[Point]], path: str | os.PathLike[str], *, 
     for name, points in curves.items():
         if any(not 0.0 <= rate <= 1.0 for point in points for rate in point):
             raise BadCircuit(f"expected rates from 0 to 1; the curve {name!r} has others.")
+        if any(after[1] < before[1] for before, after in pairwise(points)):
+            raise BadCircuit(
+                f"expected true positive rates that ascend; those of the curve {name!r} do not. Sort them."
+            )
 
     def draw(axes: Axes) -> None:
         axes.plot((0, 1), (0, 1), color=_FAINT, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
@@ -79,7 +84,8 @@ def faithfulness(
         title: A line above the drawing; shown as it is, never read as mathematics.
 
     Raises:
-        BadCircuit: There is no curve, a share is not above 0, or an interval does not belong to a curve.
+        BadCircuit: There is no curve, a share is not above 0, the shares do not ascend, a faithfulness is not finite,
+            or an interval does not belong to a curve.
         UnknownFormat: The suffix is another one.
         WriteFailed: The file cannot be written.
 
@@ -91,9 +97,13 @@ def faithfulness(
     for name, points in curves.items():
         if any(not 0.0 < share <= 1.0 for share, _ in points):
             raise BadCircuit(f"expected shares above 0 and up to 1; the curve {name!r} has others.")
+        if any(not math.isfinite(value) for _, value in points):
+            raise BadCircuit(f"expected finite faithfulness; the curve {name!r} has another. Leave such points out.")
     for name, ends in bands.items():
         if len(ends) != len(curves.get(name, ())):
             raise BadCircuit(f"expected an interval at each point of a curve; those of {name!r} do not belong to one.")
+        if any(not (math.isfinite(low) and math.isfinite(high) and low <= high) for low, high in ends):
+            raise BadCircuit(f"expected intervals as (lower, upper), finite; one of {name!r} is not.")
 
     def draw(axes: Axes) -> None:
         for level in (0.0, 1.0):
@@ -111,20 +121,65 @@ def faithfulness(
     _write(draw, path, size=(4.6, 2.8), title=title)
 
 
+def scatter(
+    pairs: Mapping[str, Sequence[Point]],
+    path: str | os.PathLike[str],
+    *,
+    axes: tuple[str, str] = ("estimated", "measured"),
+    title: str | None = None,
+) -> None:
+    """Draw what was estimated against what was measured, with the line on which both are equal.
+
+    Args:
+        pairs: Name to points (estimated, measured), in one unit.
+        path: Ends in .svg, .pdf or .png.
+        axes: What stands at the horizontal and the vertical axis.
+        title: A line above the drawing; shown as it is, never read as mathematics.
+
+    Raises:
+        BadCircuit: There are no points, or one is not finite.
+        UnknownFormat: The suffix is another one.
+        WriteFailed: The file cannot be written.
+
+    Example:
+        >>> scatter({"EAP": [(-0.5, -0.7), (0.1, 0.0)]}, "scatter.svg")  # doctest: +SKIP
+    """
+    if not pairs or not all(pairs.values()):
+        raise BadCircuit("expected at least one named set of points, and points in each; got none.")
+    flat = [value for points in pairs.values() for point in points for value in point]
+    if not all(math.isfinite(value) for value in flat):
+        raise BadCircuit("expected finite points; some are NaN or infinite.")
+
+    def draw(plot: Axes) -> None:
+        ends = (min(flat), max(flat))
+        plot.plot(ends, ends, color=_FAINT, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
+        for number, (name, points) in enumerate(pairs.items()):
+            mark = {"linestyle": "none", "marker": _MARKERS[number % len(_MARKERS)], "markevery": None}
+            style: dict[str, Any] = _style(number, name, points) | mark
+            plot.plot([x for x, _ in points], [y for _, y in points], rasterized=len(points) > 500, **style)
+        plot.set_xlabel(visible(axes[0]), fontsize=_SMALL, color=_INK, parse_math=False)
+        plot.set_ylabel(visible(axes[1]), fontsize=_SMALL, color=_INK, parse_math=False)
+
+    _write(draw, path, size=(4.6, 3.0), title=title)
+
+
 def _check(curves: Mapping[str, Sequence[Point]]) -> None:
     if not curves or not all(curves.values()):
         raise BadCircuit("expected at least one curve, and points in each; got none.")
+    for name, points in curves.items():
+        if any(not after[0] >= before[0] for before, after in pairwise(points)):
+            raise BadCircuit(f"expected points in ascending order; those of the curve {name!r} are not. Sort them.")
 
 
 def _style(number: int, name: str, points: Sequence[Point]) -> dict[str, Any]:
-    few = len(points) <= 40
     return {
         "color": _COLOURS[number % len(_COLOURS)],
-        "marker": _MARKERS[number % len(_MARKERS)] if few else "",
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "markevery": max(1, len(points) // 20),
         "markersize": 3.0,
         "markeredgewidth": 0,
         "linewidth": 1.1,
-        "label": visible(name),
+        "label": f"{_BEFORE}{visible(name)}",
         "zorder": 2 + number,
     }
 
@@ -132,14 +187,11 @@ def _style(number: int, name: str, points: Sequence[Point]) -> dict[str, Any]:
 def _write(
     draw: Callable[[Axes], None], path: str | os.PathLike[str], *, size: tuple[float, float], title: str | None
 ) -> None:
-    suffix = Path(path).suffix.lower()
-    if suffix not in METADATA:
-        raise UnknownFormat(f"a figure is written as {', '.join(METADATA)}; got {suffix or 'no suffix'!r}")
+    suffix = known_suffix(path)
     with own_settings():
         figure = _figure(draw, size=size, title=title)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix[1:], dpi=_DPI, metadata=METADATA[suffix], facecolor="white")
-    write_bytes(path, buffer.getvalue())
+        data = rendered(figure, suffix=suffix, dpi=_DPI)
+    write_bytes(path, data)
 
 
 def _figure(draw: Callable[[Axes], None], *, size: tuple[float, float], title: str | None) -> Figure:
@@ -155,6 +207,7 @@ def _figure(draw: Callable[[Axes], None], *, size: tuple[float, float], title: s
     legend = figure.legend(loc="outside right center", fontsize=_SMALL, frameon=False, labelcolor=_INK)
     for text in legend.get_texts():
         text.set_parse_math(False)
+        text.set_text(text.get_text().removeprefix(_BEFORE))
     if title:
         axes.set_title(visible(title), fontsize=_SMALL + 1, color=_INK, parse_math=False, loc="left")
     return figure

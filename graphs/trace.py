@@ -7,17 +7,16 @@ bytes.
 
 from __future__ import annotations
 
-import io
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from graphs.atomic import write_bytes
 from graphs.circuit import visible
-from graphs.errors import BadCircuit, UnknownFormat
-from graphs.export.figure import METADATA, own_settings
+from graphs.errors import BadCircuit
+from graphs.export.canvas import known_suffix, own_settings, rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,13 +36,13 @@ class Step:
         name: Of the edge or node.
         kept: Whether it stayed.
         delta: The rise of the damage without it, in the metric's unit; None where nothing was evaluated.
-        seconds: Of searching until then.
+        seconds: Of searching until then; None if nobody took the time.
     """
 
     name: str
     kept: bool
     delta: float | None
-    seconds: float
+    seconds: float | None = None
 
 
 def kept_after(steps: Sequence[Step], n: int) -> list[str]:
@@ -82,23 +81,25 @@ def draw(
         title: A line above the drawing; shown as it is, never read as mathematics.
 
     Raises:
-        BadCircuit: There are no decisions, or fewer than ``upto``.
+        BadCircuit: There are no decisions, or fewer than ``upto``, or a rise or ``tau`` is not finite.
         UnknownFormat: The suffix is another one.
         WriteFailed: The file cannot be written.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in METADATA:
-        raise UnknownFormat(f"a figure is written as {', '.join(METADATA)}; got {suffix or 'no suffix'!r}")
+    suffix = known_suffix(path)
     if not steps:
         raise BadCircuit("expected a trace of at least one decision; got none.")
+    if tau is not None and not math.isfinite(tau):
+        raise BadCircuit(f"expected tau as a finite number; got {tau}.")
+    for step in steps:
+        if step.delta is not None and not math.isfinite(step.delta):
+            raise BadCircuit(f"expected finite rises; got {step.delta} for {visible(step.name)[:80]}.")
     shown = len(steps) if upto is None else upto
     if not 0 <= shown <= len(steps):
         raise BadCircuit(f"expected upto from 0 to {len(steps):,}, the number of decisions; got {shown:,}.")
     with own_settings():
         figure = _figure(steps, shown, tau=tau, unit=unit, title=title)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix[1:], dpi=_DPI, metadata=METADATA[suffix], facecolor="white")
-    write_bytes(path, buffer.getvalue())
+        data = rendered(figure, suffix=suffix, dpi=_DPI)
+    write_bytes(path, data)
 
 
 def _figure(steps: Sequence[Step], shown: int, *, tau: float | None, unit: str, title: str | None) -> Figure:
@@ -124,7 +125,7 @@ def _rises(axes: Axes, steps: Sequence[Step], shown: int, *, tau: float | None, 
     """Points on an axis that is linear up to the threshold and logarithmic beyond."""
     evaluated = [(number, step) for number, step in enumerate(steps, start=1) if step.delta is not None]
     rises = [step.delta or 0.0 for _, step in evaluated]
-    linear = tau or max((abs(rise) for rise in rises), default=0.0) / 30 or 1.0
+    linear = abs(tau or 0.0) or max((abs(rise) for rise in rises), default=0.0) / 30 or 1.0
     axes.set_yscale("symlog", linthresh=linear, linscale=0.6)
     largest = max((abs(rise) for rise in rises), default=1.0)
     decades = [10.0**power for power in range(-12, 13) if linear <= 10.0**power <= 10 * largest]
@@ -167,4 +168,5 @@ def _size(axes: Axes, steps: Sequence[Step], shown: int) -> None:
     axes.set_ylim(0, len(steps) * 1.04)
     axes.set_ylabel("left", fontsize=_SMALL, color=_INK)
     took = steps[shown - 1].seconds if shown else 0.0
-    axes.set_xlabel(f"decision ({shown:,} in {took:,.1f} s; {left[-1]:,} left)", fontsize=_SMALL, color=_INK)
+    after = "" if took is None else f" in {took:,.1f} s"
+    axes.set_xlabel(f"decision ({shown:,}{after}; {left[-1]:,} left)", fontsize=_SMALL, color=_INK)

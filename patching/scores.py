@@ -17,7 +17,7 @@ from torch import Tensor
 from graphs.atomic import write_text
 from graphs.components import Architecture, ComponentGraph
 from graphs.errors import UnknownEdge, UnknownNode
-from graphs.nodes import Edge, Node, neuron
+from graphs.nodes import INPUT, Edge, Node, head, mlp, neuron
 from patching.agreement import agreement
 from patching.errors import InvalidOption
 
@@ -201,7 +201,28 @@ class Scores:
         return f"Scores({self.provenance.get('method', '?')}, {len(self):,} {self.level}s; {best}, …)"
 
     def _repr_html_(self) -> str:
-        return self.to_frame().head(20).to_html(index=False)
+        """The strongest units; of nodes also a heat map, layers upwards."""
+        strongest = self.to_frame().head(20).to_html(index=False)
+        return self._heat_map() + strongest if self.level == "node" else strongest
+
+    def _heat_map(self) -> str:
+        """A table with a row for each layer, blue where a node helps and vermillion where it hurts."""
+        largest = float(self.importance.max()) or 1.0
+        shape = self.architecture
+        columns = [*range(shape.n_heads), *(["mlp"] if shape.has_mlp else [])]
+
+        def cell(node: Node) -> str:
+            value = float(self.values[self.index(node)])
+            colour = "0,114,178" if value < 0 else "213,94,0"
+            style = f"background:rgba({colour},{abs(value) / largest:.3f});text-align:center;padding:2px 5px"
+            return f'<td title="{node}" style="{style}">{value:.2g}</td>'
+
+        rows = []
+        for layer in reversed(range(shape.n_layers)):
+            nodes = [*(head(layer, index) for index in range(shape.n_heads)), *([mlp(layer)] if shape.has_mlp else [])]
+            rows.append(f"<tr><th>layer {layer}</th>{''.join(map(cell, nodes))}</tr>")
+        names = "".join(f"<th>{'MLP' if column == 'mlp' else f'h{column}'}</th>" for column in columns)
+        return f"<table><tr><th></th>{names}</tr>{''.join(rows)}<tr><th>input</th>{cell(INPUT)}</tr></table>"
 
 
 def neurons(architecture: Architecture, count: int) -> tuple[Node, ...]:

@@ -21,7 +21,7 @@ LENS_FILE = "patching/lens.py"
 PEER_FILE = (
     "experiments/benchmarks/patching_rows.py"  # TransformerLens's own patching loop is what ours is timed against
 )
-FIGURE_FILES = {"graphs/export/figure.py", "graphs/plots.py", "graphs/trace.py"}
+FIGURE_FILES = {"graphs/export/canvas.py", "graphs/export/figure.py", "graphs/plots.py", "graphs/trace.py"}
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "types", "core", "misc"}
 HEAVY = ("torch", "numpy", "matplotlib", "pandas", "transformers", "transformer_lens")
 

@@ -27,6 +27,7 @@ EXPORTS: dict[str, str] = {
     ".node-link.json": "graphs.export.node_link:write",
     ".neuronpedia.json": "graphs.export.neuronpedia:write",
     ".mib.json": "graphs.export.mib:write",
+    ".html": "graphs.export.html:write",
 }
 """Suffix to ``module:function``; a new format is a file and a line, and one in `graphs.importing` if it is read."""
 

@@ -1,6 +1,6 @@
 r"""TikZ, for papers: a .tex file that compiles by itself or is taken in with `\includestandalone` or copied out.
 
-The drawing is the figure's (`graphs.layout`, `graphs.export.figure`): same places, curves, colours, line widths and
+The drawing is the figure's (`graphs.layout`, `graphs.export.picture`): same places, curves, colours, line widths and
 legend, the strongest edges of a circuit that is too large. It needs the class `standalone` and TikZ, and is pure ASCII,
 so any engine compiles it: of a title, what TeX treats specially is escaped, accents are TeX's, and characters that its
 first fonts lack are written as U+4E2D.
@@ -16,22 +16,11 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from graphs.atomic import write_text
+from graphs.boxes import PORT_PLACES, Box, Point
 from graphs.circuit import Circuit, visible
-from graphs.export.figure import (
-    LINE,
-    LOOK,
-    MOST_EDGES,
-    PORT_COLOURS,
-    arrow,
-    largest_importance,
-    legend_entries,
-    line_opacity,
-    line_width,
-    share_of_largest,
-    shortened,
-    strongest,
-)
-from graphs.layout import Box, Layout, Point, layout
+from graphs.export.looks import BAND, FAINT, INK, MARKS, Colouring, Groups, Line, Look, arrow, shortened
+from graphs.export.picture import MOST_EDGES, Picture, picture
+from graphs.nodes import INPUT
 
 _PREAMBLE: Final = r"""\RequirePackage{fix-cm}
 \documentclass[tikz,border=4bp]{standalone}
@@ -74,6 +63,8 @@ _SPECIAL: Final = {
     "≤": r"$\leq$",
     "≥": r"$\geq$",
     "−": "$-$",
+    "±": r"$\pm$",
+    "…": r"\ldots{}",
 }
 _ACCENTS: Final = {  # combining character -> TeX's accent
     "\u0300": r"\`",
@@ -88,28 +79,56 @@ _ACCENTS: Final = {  # combining character -> TeX's accent
 }
 
 
-def dumps(circuit: Circuit, *, title: str | None = None) -> str:
+def dumps(
+    circuit: Circuit,
+    *,
+    title: str | None = None,
+    groups: Groups | None = None,
+    width: float | None = None,
+    colour: Colouring = "effect",
+) -> str:
     """The drawing as the text of a .tex file.
 
     Args:
         circuit: What to draw; of more than `MOST_EDGES` edges the strongest.
         title: A line above the drawing; shown as it is, never read as TeX.
+        groups: As for `graphs.export.figure.write`, like the rest.
+        width: In inches, without the border of 4 points.
+        colour: "effect" or "port".
+
+    Raises:
+        BadOption: If an option has a wrong value.
+        BadName, UnknownNode: If a group names something that is no node of the model.
     """
-    return "\n".join([*_lines(circuit, title=title), ""])
+    shown = picture(circuit, title=title, groups=groups, width=width, colour=colour, most=MOST_EDGES)
+    return "\n".join([*_lines(shown), ""])
 
 
-def write(circuit: Circuit, path: str | os.PathLike[str], *, title: str | None = None) -> None:
+def write(
+    circuit: Circuit,
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    groups: Groups | None = None,
+    width: float | None = None,
+    colour: Colouring = "effect",
+) -> None:
     """Write the drawing as TikZ, whole or not at all.
 
     Args:
         circuit: What to draw; of more than `MOST_EDGES` edges the strongest.
         path: The file.
         title: A line above the drawing.
+        groups: As for `graphs.export.figure.write`, like the rest.
+        width: In inches, without the border of 4 points.
+        colour: "effect" or "port".
 
     Raises:
+        BadOption: If an option has a wrong value.
+        BadName, UnknownNode: If a group names something that is no node of the model.
         WriteFailed: If the file cannot be written.
     """
-    write_text(path, dumps(circuit, title=title))
+    write_text(path, dumps(circuit, title=title, groups=groups, width=width, colour=colour))
 
 
 def escaped(text: str) -> str:
@@ -134,28 +153,38 @@ def _escaped(character: str) -> str:
     return f"U+{ord(character):04X}"
 
 
-def _lines(circuit: Circuit, *, title: str | None) -> Iterator[str]:
-    drawn = strongest(circuit, n=MOST_EDGES)
-    plan = layout(drawn)
-    colours = {colour for look in LOOK.values() for colour in look} | {*PORT_COLOURS.values(), _BAND, _FAINT}
+def _lines(shown: Picture) -> Iterator[str]:
+    plan, size = shown.plan, shown.sizes.small
     yield _PREAMBLE.rstrip()
-    yield from (rf"\definecolor{{{_name(colour)}}}{{HTML}}{{{colour[1:]}}}" for colour in sorted(colours))
+    yield from (rf"\definecolor{{{_name(colour)}}}{{HTML}}{{{colour[1:]}}}" for colour in sorted(_colours(shown)))
     yield r"\begin{document}"
     yield r"\begin{tikzpicture}[x=1bp, y=1bp, line join=round, inner sep=0pt]"
-    yield from _bands(plan)
-    yield from _wires(drawn, plan)
+    yield from _bands(shown)
+    yield from _wires(shown)
     for box in plan.boxes.values():
-        yield from _box(box)
-    notes = [f"The strongest {drawn.n_edges:,} of {circuit.n_edges:,} edges are drawn."] if drawn is not circuit else []
-    yield from _legend(drawn, plan, notes=notes)
-    if title:
-        yield _text(escaped(title), (plan.width / 2, plan.height + 14), size=8.0, colour=_INK)
+        yield from _box(box, shown)
+    for node, port in shown.ports:
+        yield _mark(plan.boxes[node], port)
+    for label in shown.labels:
+        place = (label.x, label.y)
+        text = _text(escaped(label.text), place, size=size, colour=INK)
+        yield text.replace("[", "[fill=white, fill opacity=0.85, text opacity=1, ", 1)
+    yield from _legend(shown)
+    for number, line in enumerate(reversed(shown.title)):
+        place = ((plan.width + shown.right - shown.left) / 2, plan.height + 14 + 1.3 * (size + 2) * number)
+        yield _text(escaped(line), place, size=size + 2, colour=INK)
     yield "\\end{tikzpicture}\n\\end{document}"
 
 
-_INK: Final = LOOK["head"][2]
-_BAND: Final = "#F4F5F8"
-_FAINT: Final = "#7A808C"
+def _colours(shown: Picture) -> set[str]:
+    lines = [entry.sample for entry in shown.legend if isinstance(entry.sample, Line)]
+    looks = [entry.sample for entry in shown.legend if isinstance(entry.sample, Look)]
+    of_boxes = {colour for look in (*looks, *shown.looks.values()) for colour in look[1:]}
+    return (
+        of_boxes
+        | {line.colour for line in (*lines, *shown.lines.values())}
+        | {*MARKS.values(), BAND, FAINT, INK, "#FFFFFF"}
+    )
 
 
 def _name(colour: str) -> str:
@@ -171,29 +200,36 @@ def _text(text: str, place: Point, *, size: float, colour: str, anchor: str = "c
     return rf"\node[anchor={anchor}, text={_name(colour)}, font={font}] at {_point(place)} {{{text}}};"
 
 
-def _bands(plan: Layout) -> Iterator[str]:
-    for number, band in enumerate(plan.bands):
+def _bands(shown: Picture) -> Iterator[str]:
+    compact = shown.sizes.short
+    for number, band in enumerate(shown.plan.bands):
         if number % 2 == 0:
-            corners = f"{_point((-38, band.bottom))} rectangle {_point((plan.width + 6, band.top))}"
-            yield rf"\fill[{_name(_BAND)}, rounded corners=3bp] {corners};"
-        place = (-33, (band.bottom + band.top) / 2)
-        yield _text(f"layer {band.layer}", place, size=6.0, colour=_FAINT, anchor="west")
+            low, high = (2 - shown.left, band.bottom), (shown.plan.width + 0.6 * shown.right, band.top)
+            yield rf"\fill[{_name(BAND)}, rounded corners=3bp] {_point(low)} rectangle {_point(high)};"
+        place = ((4 if compact else 7) - shown.left, (band.bottom + band.top) / 2)
+        name = f"L{band.layer}" if compact else f"layer {band.layer}"
+        yield _text(name, place, size=shown.sizes.small, colour=FAINT, anchor="west")
 
 
-def _wires(circuit: Circuit, plan: Layout) -> Iterator[str]:
-    for low, high in plan.links:
-        yield rf"\draw[{_name(_FAINT)}, line width=0.6bp, densely dotted] {_point(low)} -- {_point(high)};"
-    largest = largest_importance(circuit)
-    shares = {wire.edge: share_of_largest(circuit.scores.get(wire.edge), largest) for wire in plan.wires}
-    for wire in sorted(plan.wires, key=lambda wire: shares[wire.edge]):
-        share = shares[wire.edge]
-        width, colour = line_width(share), _name(PORT_COLOURS[wire.edge.port])
-        (x, y), (long, half) = wire.path[-1], arrow(width)
-        curve = _curve(shortened(wire.path, by=long))
-        yield rf"\draw[white, line width={width + 1.1:.2f}bp, opacity=0.75] {curve};"
-        yield rf"\draw[{colour}, line width={width:.2f}bp, opacity={line_opacity(share):.2f}] {curve}; % {wire.edge}"
+def _wires(shown: Picture) -> Iterator[str]:
+    for low, high in shown.plan.links:
+        yield rf"\draw[{_name(FAINT)}, line width=0.6bp, densely dotted] {_point(low)} -- {_point(high)};"
+    for wire in sorted(shown.plan.wires, key=lambda wire: shown.lines[wire.edge].share):
+        line = shown.lines[wire.edge]
+        (x, y), (long, half) = wire.path[-1], arrow(line.width)
+        curve, look = _curve(shortened(wire.path, by=long)), f"{_stroke(line)}, opacity={line.opacity:.2f}"
+        if line.dashes is None:
+            yield rf"\draw[white, line width={line.width + 1.1:.2f}bp, opacity=0.75] {curve};"
+        yield rf"\draw[{look}] {curve}; % {shown.names[wire.edge]}"
         tip = " -- ".join(map(_point, [(x, y), (x - half, y - long), (x + half, y - long)]))
-        yield rf"\fill[{colour}, opacity={line_opacity(share):.2f}] {tip} -- cycle;"
+        yield rf"\fill[{_name(line.colour)}, opacity={min(1.0, line.opacity + 0.1):.2f}] {tip} -- cycle;"
+
+
+def _stroke(line: Line) -> str:
+    lengths = zip(("on", "off") * 4, line.dashes or (), strict=False)
+    pattern = " ".join(f"{word} {length:g}bp" for word, length in lengths)
+    dashes = f", dash pattern={pattern}" if pattern else ""
+    return f"{_name(line.colour)}, line width={line.width:.2f}bp{dashes}"
 
 
 def _curve(path: Sequence[Point]) -> str:
@@ -203,33 +239,43 @@ def _curve(path: Sequence[Point]) -> str:
     )
 
 
-def _box(box: Box) -> Iterator[str]:
-    fill, outline, ink = LOOK[box.node.kind]
+def _box(box: Box, shown: Picture) -> Iterator[str]:
+    look = shown.looks[box.node]
     left, right = box.x - box.width / 2, box.x + box.width / 2
-    look = f"fill={_name(fill)}, draw={_name(outline)}, line width=0.7bp"
-    yield _shape(box.node.kind, (left, box.bottom), (right, box.top), look=look, cut=4.0)
-    yield _text(str(box.node), (box.x, box.y), size=6.5, colour=ink)
+    yield _shape(look, (left, box.bottom), (right, box.top), cut=0.3 * box.height)
+    yield _text(shown.sizes.label(box.node), (box.x, box.y), size=shown.sizes.font, colour=look.ink)
 
 
-def _shape(kind: str, low: Point, high: Point, *, look: str, cut: float) -> str:
+def _shape(look: Look, low: Point, high: Point, *, cut: float) -> str:
     (left, bottom), (right, top) = low, high
-    if kind != "mlp":
-        rounded = 2.0 if kind == "kv" else cut
-        return rf"\path[{look}, rounded corners={rounded}bp] {_point(low)} rectangle {_point(high)};"
+    colours = f"fill={_name(look.fill)}, draw={_name(look.outline)}, line width=0.7bp"
+    if look.kind != "mlp":
+        rounded = 0.45 * cut if look.kind == "kv" else cut
+        return rf"\path[{colours}, rounded corners={rounded:.2f}bp] {_point(low)} rectangle {_point(high)};"
     middle = (bottom + top) / 2
     corners = [(left + cut, bottom), (right - cut, bottom), (right, middle)]
     corners += [(right - cut, top), (left + cut, top), (left, middle)]
-    return rf"\path[{look}] {' -- '.join(map(_point, corners))} -- cycle;"
+    return rf"\path[{colours}] {' -- '.join(map(_point, corners))} -- cycle;"
 
 
-def _legend(circuit: Circuit, plan: Layout, *, notes: Sequence[str]) -> Iterator[str]:
-    for entry in legend_entries(circuit, plan, notes=notes):
-        x, y = entry.x, -12.0 - LINE * entry.line
-        if entry.kind in LOOK:
-            fill, outline, _ = LOOK[entry.kind]
-            look = f"fill={_name(fill)}, draw={_name(outline)}, line width=0.7bp"
-            yield _shape(entry.kind, (x, y - 3.5), (x + 16, y + 3.5), look=look, cut=2.0)
-        elif entry.kind:
-            ends = f"{_point((x, y))} -- {_point((x + 16, y))}"
-            yield rf"\draw[{_name(entry.kind)}, line width={entry.width:.2f}bp] {ends};"
-        yield _text(escaped(entry.text), (x + 20, y), size=6.0, colour=_INK, anchor="west")
+def _mark(box: Box, port: str) -> str:
+    x, half, high = box.x + PORT_PLACES[port] * box.width, 0.09 * box.width, 0.17 * box.height
+    corners = f"{_point((x - half, box.bottom))} rectangle {_point((x + half, box.bottom + high))}"
+    return rf"\fill[{_name(MARKS[port])}, rounded corners=0.5bp] {corners};"
+
+
+def _legend(shown: Picture) -> Iterator[str]:
+    wide, size = shown.sample_width, shown.sizes.small
+    for entry in shown.legend:
+        x, y = entry.x, -2.0 * size - shown.row_height * entry.row
+        low, high, sample = (x, y - 0.58 * size), (x + wide, y + 0.58 * size), entry.sample
+        if isinstance(sample, Look):
+            yield _shape(sample, low, high, cut=0.36 * size)
+        elif isinstance(sample, Line):
+            ends = f"{_point((x, y))} -- {_point((x + wide, y))}"
+            yield rf"\draw[{_stroke(sample)}, opacity={sample.opacity:.2f}] {ends};"
+        elif sample is not None:
+            yield _shape(Look("head", "#FFFFFF", FAINT, INK), low, high, cut=0.36 * size)
+            yield _mark(Box(INPUT, x + wide / 2, y, wide, 1.16 * size), sample)
+        place = (x + (0 if sample is None else wide + 4), y)
+        yield _text(escaped(entry.text), place, size=size, colour=INK, anchor="west")

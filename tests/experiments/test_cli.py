@@ -43,7 +43,7 @@ def test_the_demo_finds_a_circuit_of_the_model_that_ships(wiretrace, monkeypatch
 
 def test_a_run_leaves_every_file_and_nothing_else(finished_run):
     assert sorted(path.name for path in finished_run.iterdir()) == [
-        "circuit.graphml", "circuit.json", "circuit.svg", "config.toml", "decisions.jsonl", "env.json",
+        "circuit.graphml", "circuit.html", "circuit.json", "circuit.svg", "config.toml", "decisions.jsonl", "env.json",
         "report.json", "report.md", "status.json",
     ]  # fmt: skip
     assert read(finished_run / "status.json")["state"] == "finished"
@@ -210,7 +210,10 @@ def test_the_terminal_shows_a_table_and_the_figure(discover, tmp_path):
     assert result.exit_code == 0
     for word in ("size", "faithfulness", "95 % interval", "random circuits", "time", "report.md"):
         assert word in result.stdout
-    assert result.stdout.splitlines()[-1] == f"Figure: {tmp_path / 'run' / 'circuit.svg'}"
+    assert result.stdout.splitlines()[-2:] == [
+        f"Figure: {tmp_path / 'run' / 'circuit.svg'}",
+        f"Interactive page: {tmp_path / 'run' / 'circuit.html'}",
+    ]
     assert "Loading" in result.stderr
     assert "\r" not in result.stderr, "a bar has no place in a pipe"
 

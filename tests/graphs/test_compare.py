@@ -64,3 +64,54 @@ def test_the_groups_are_set_operations(circuit):
 def test_circuits_of_different_shapes_are_refused():
     with pytest.raises(BadCircuit, match="one shape; got 2 layers, 2 heads, MLPs and 2 layers, 3 heads, MLPs"):
         compare(made(), Circuit(Architecture(2, 3), []))
+
+
+def scored(scores):
+    scores = {Edge.parse(name): score for name, score in scores.items()}
+    return Circuit(SHAPE, scores, {edge: score for edge, score in scores.items() if score is not None})
+
+
+A = scored({"input->m0": -1.0, "m0->m1": 2.0, "m0->logits": 0.25, "m1->logits": None})
+B = scored({"input->m0": -3.5, "m0->logits": 0.125, "m1->logits": -1e-9, "input->logits": 1234.5678})
+
+
+def test_rows_by_hand():
+    assert [(str(edge), *others) for edge, *others in compare(A, B).to_rows()] == [
+        ("input->m0", True, True, -1.0, -3.5),
+        ("m0->logits", True, True, 0.25, 0.125),
+        ("m1->logits", True, True, None, -1e-9),
+        ("m0->m1", True, False, 2.0, None),
+        ("input->logits", False, True, None, 1234.5678),
+    ]
+    assert [row.difference for row in compare(A, B).to_rows()] == [-2.5, -0.125, None, None, None]
+
+
+def test_the_table_by_hand():
+    assert compare(A, B).table().splitlines() == [
+        "edge                   a          b      b - a",
+        "input->m0             -1       -3.5       -2.5",
+        "m0->logits         +0.25     +0.125     -0.125",
+        "m1->logits          kept     -1e-09",
+        "m0->m1                +2    no edge",
+        "input->logits    no edge  +1.23e+03",
+    ]
+    assert compare(B, A).table(most=1).splitlines()[1:] == [
+        "input->m0       -3.5         -1       +2.5",
+        "and 4 more",
+    ]
+
+
+def test_a_table_of_nothing_is_its_head():
+    assert compare(made(), made()).table().split() == ["edge", "a", "b", "b", "-", "a"]
+
+
+@given(circuits(provenance={}))
+def test_rows_are_the_edges_of_either(circuit):
+    part = circuit.prune()
+    rows = compare(circuit, part).to_rows()
+    assert sorted(str(row.edge) for row in rows) == sorted(map(str, circuit.edges))
+    assert {row.edge for row in rows if row.in_b} == set(part.edges)
+    assert {row.edge: row.score_a for row in rows if row.score_a is not None} == circuit.scores
+    assert {row.difference for row in rows} <= {0.0, None}
+    mirrored = {row.edge: (row.in_b, row.in_a, row.score_b, row.score_a) for row in compare(part, circuit).to_rows()}
+    assert mirrored == {row.edge: tuple(row[1:]) for row in rows}

@@ -13,7 +13,9 @@ import torch
 from graphs.components import Architecture
 from graphs.errors import BadName, UnknownEdge, UnknownNode, WiretraceError
 from graphs.nodes import Edge, Node
+from patching import exact, toy
 from patching.errors import InvalidOption
+from patching.masked import MaskedRun
 from patching.scores import Scores
 
 SHAPE = Architecture(n_layers=1, n_heads=2)
@@ -177,3 +179,15 @@ def test_files_that_do_not_hold_together_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidOption):
         Scores.load(path)
+
+
+def test_a_notebook_shows_nodes_as_a_heat_map() -> None:
+    scores = exact.scores(MaskedRun(toy.model(), toy.task().subset(slice(1, 2))).nodes())
+    shown = scores._repr_html_()
+    assert 'title="a0.h1" style="background:rgba(0,114,178,0.600)' in shown  # 1.5 of the input's 2.5, and it helps
+    assert 'title="a0.h0" style="background:rgba(213,94,0,0.000)' in shown
+    assert 'title="input"' in shown
+    assert "<th>h1</th>" in shown
+    assert "MLP" not in shown
+    edges = exact.scores(MaskedRun(toy.model(), toy.task()))
+    assert "layer 0" not in edges._repr_html_()
