@@ -205,10 +205,12 @@ class _Walk:
         self.current = self._damage(self.cursor.metric)
         self._canonical_now: tuple[Tensor, float] | None = None  # a mask and its damage on the canonical run
         self.log: list[Decision] = []
+        self.total = agenda.n_candidates
         self.deltas: dict[int, float] = {}  # of what stays, by its first mask entry
         self.longest = self._longest_chain()
         self.chain, self.stretch = self.longest, float(self.longest)
         self.stage: list[Candidate] = []
+        self.where: list[int | list[int]] = []  # their mask entries, as an index
         self.undecided: deque[int] = deque()  # candidates of the stage at hand, in order
         self.dead: set[int] = set()  # those whose port feeds nothing any more
         self.estimates: list[float] = []  # what the delta of each should be, to first order
@@ -288,6 +290,7 @@ class _Walk:
         """
         alive = self.agenda.alive(self.mask, receivers)
         self.stage = [candidate for receiver in receivers for candidate in receiver.candidates]
+        self.where = [each.entries[0] if len(each.entries) == 1 else list(each.entries) for each in self.stage]
         lives = [life for receiver, life in zip(receivers, alive, strict=True) for _ in receiver.candidates]
         self.undecided = deque(range(done, len(self.stage)))
         self.dead = {place for place, life in enumerate(lives) if not life}
@@ -357,18 +360,18 @@ class _Walk:
         masks: list[Tensor] = []
         mask = self.mask.clone()
         for place in self.undecided:
-            entries = list(self.stage[place].entries)
+            where = self.where[place]
             if place in self.dead:
-                mask[entries] = 0.0
+                mask[where] = 0.0
                 continue
             if len(chain) == longest:
                 break
             estimated, habitual = self._expects(place)
             stays = habitual if by_habit and place not in self.measured else estimated
             masks.append(mask.clone())
-            masks[-1][entries] = 0.0
+            masks[-1][where] = 0.0
             if not stays:
-                mask[entries] = 0.0
+                mask[where] = 0.0
             chain.append(place)
             expected.append(stays)
             doubtful = self.tau / DOUBT < self._rise(self.estimates[place]) < self.tau * DOUBT
@@ -412,14 +415,14 @@ class _Walk:
             self._report(kept=False, delta=None)
 
     def _report(self, *, kept: bool, delta: float | None) -> None:
-        candidate = self.stage[self.undecided.popleft()]
+        place = self.undecided.popleft()
         if not kept:
-            self.mask[list(candidate.entries)] = 0.0
-        decision = Decision(candidate.name, kept, delta)
+            self.mask[self.where[place]] = 0.0
+        decision = Decision(self.stage[place].name, kept, delta)
         self.log.append(decision)
         if self.watch is not None:
             self.watch(decision)
-        self.progress(len(self.log), self.agenda.n_candidates)
+        self.progress(len(self.log), self.total)
 
     # --- what is left ------------------------------------------------------------------------------------------------
 

@@ -84,6 +84,7 @@ class Agenda:
             raise InvalidOption("expected a run over edges for merged=True and order='eap'; use run.edges().")
         self.run, self.graph, self.order, self.merged = run, run.graph, order, merged
         self.seed = seed
+        self.names = [str(node) for node in self.graph.sources]
         self.width = run.n_units
         self.places: Sequence[int | None] = range(run.mask_shape[0]) if run.per_position else (None,)
         self.scores = atp.scores(run.edges().everywhere()).importance.tolist() if order == "eap" else []
@@ -127,9 +128,11 @@ class Agenda:
     def _edge_stage(self, stage: Stage, chance: torch.Generator) -> Iterator[Receiver]:
         """The readers of a stage with the edges into them."""
         for ports in self._readers(stage, chance):
+            port = self.graph.targets[ports[0]]
+            reader = str(port if len(ports) == 1 else port.node)
             for place in self._late_first():
                 senders = self._senders(ports, stage.visible, chance)
-                yield Receiver(ports, place, tuple(self._candidate(ports, sender, place) for sender in senders))
+                yield Receiver(ports, place, tuple(self._candidate(ports, reader, sender, place) for sender in senders))
 
     def _readers(self, stage: Stage, chance: torch.Generator) -> list[tuple[int, ...]]:
         """Numbers of the targets that are read together, reader by reader."""
@@ -171,11 +174,9 @@ class Agenda:
     def _late_first(self) -> Sequence[int | None]:
         return self.places[::-1]
 
-    def _candidate(self, ports: tuple[int, ...], sender: int, place: int | None) -> Candidate:
-        node, letter = self.graph.targets[ports[0]]
-        at_port = f"<{letter}>" if letter and len(ports) == 1 else ""
+    def _candidate(self, ports: tuple[int, ...], reader: str, sender: int, place: int | None) -> Candidate:
         entries = tuple(self._entry(self.first_edge[port] + sender, place) for port in ports)
-        return Candidate(_at(f"{self.graph.sources[sender]}->{node}{at_port}", place), entries, sender)
+        return Candidate(_at(f"{self.names[sender]}->{reader}", place), entries, sender)
 
     def _entry(self, unit: int, place: int | None) -> int:
         return unit if place is None else place * self.width + unit
