@@ -414,6 +414,9 @@ def export(
         list[str] | None,
         typer.Option(help="For figures, tikz, html: a role, such as movers=a9.h6,a9.h9; may be repeated."),
     ] = None,
+    graphviz: Annotated[
+        bool, typer.Option("--graphviz", help="For figures: let Graphviz's dot lay it out, where it is installed.")
+    ] = False,
     d_model: Annotated[int | None, typer.Option(help="For mib: the width of the model's residual stream.")] = None,
 ) -> None:
     """Write a circuit in another format: `wiretrace export runs/ioi --to pdf`.
@@ -424,6 +427,12 @@ def export(
     from graphs.export import export as write
 
     path, name = export_path(source, to=to, out=out)
+    if graphviz:
+        from graphs.export.graphviz import draw
+
+        draw(circuit_at(source), path)
+        typer.echo(str(path))
+        return
     given = {"title": title, "width": width, "groups": roles(group) if group else None, "d_model": d_model}
     write(
         circuit_at(source), path, format=name, **{option: value for option, value in given.items() if value is not None}

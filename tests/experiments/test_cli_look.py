@@ -97,3 +97,16 @@ def test_figures_for_a_column(finished_run, wiretrace, tmp_path):
         "expected --group as NAME=NODE,NODE" in wiretrace("export", finished_run, "--to", "svg", "--group", "x").stderr
     )
     assert "has no options" in wiretrace("export", finished_run, "--to", "csv", "--width", 3).stderr
+
+
+def test_a_layout_by_graphviz(finished_run, wiretrace, tmp_path, monkeypatch):
+    import shutil
+
+    if shutil.which("dot"):
+        shown = wiretrace("export", finished_run, "--out", tmp_path / "dot.svg", "--graphviz")
+        assert shown.exit_code == 0, shown.stderr
+        assert "a0.h0" in (tmp_path / "dot.svg").read_text()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    refused = wiretrace("export", finished_run, "--out", tmp_path / "x.svg", "--graphviz")
+    assert refused.exit_code == 1
+    assert "Install Graphviz" in refused.stderr
