@@ -340,14 +340,34 @@ def run(
     resume: Resume = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a run from its config file: `wiretrace run runs/ioi/config.toml --out runs/again`."""
+    """Make a run from its config file: `wiretrace run runs/ioi/config.toml --out runs/again`.
+
+    A config that holds methods against a known circuit (`experiments/configs`) gives a table, ROC curves and numbers.
+    """
+    from experiments import known_circuits
     from experiments.config import Config, load
 
+    if known_circuits.is_one(config):
+        _hold_against_truth(config, out=out, overwrite=overwrite, quiet=quiet)
+        return
     loaded = load(config)
     if isinstance(loaded, Config):
         _run(loaded, out=out, overwrite=overwrite, resume=resume, quiet=quiet)
     else:
         _patch(loaded, out=out, overwrite=overwrite, quiet=quiet)
+
+
+def _hold_against_truth(path: Path, *, out: Path, overwrite: bool, quiet: bool) -> None:
+    from experiments import known_circuits
+    from experiments.errors import FolderTaken
+    from experiments.progress_display import display
+
+    loaded = known_circuits.load(path)
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise FolderTaken(f"{out} is not empty. Choose another --out, or replace what is there with --overwrite.")
+    rows = known_circuits.compare(loaded, show=display(quiet=quiet))
+    known_circuits.write(loaded, rows, out)
+    typer.echo(str(out) if quiet else f"{known_circuits.table({path.stem: rows})}Numbers and ROC curves: {out}")
 
 
 def _run(config: Config, *, out: Path, overwrite: bool, resume: bool, quiet: bool) -> None:

@@ -19,6 +19,7 @@ from experiments.errors import BadConfig
 from experiments.progress_display import Display, Silence
 from experiments.run_directory import status
 from graphs.atomic import write_text
+from graphs.errors import BadFile
 
 if TYPE_CHECKING:
     from circuits.curves import Curve
@@ -80,8 +81,11 @@ def settings_of(source: Path, **changes: Any) -> Config:
         **changes: Settings that count instead; None leaves a setting alone.
 
     Raises:
+        BadFile: There is nothing of that name.
         BadConfig: A file needs a task.
     """
+    if not source.exists():
+        raise BadFile(f"there is no run or file {source}; check the path")
     given = {name: value for name, value in changes.items() if value is not None}
     there = status(source) if source.is_dir() else None
     if there is not None and "options" in there.identity.get("config", {}):

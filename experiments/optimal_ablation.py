@@ -8,6 +8,7 @@ from pathlib import Path
 from circuits import tasks
 from experiments.config import Config
 from experiments.discover import HELD_OUT_SPLIT, SEARCH_SPLIT, enough_memory, load_model, stoppable
+from experiments.errors import BadConfig
 from experiments.progress_display import Display, Silence
 
 
@@ -40,6 +41,8 @@ def train(config: Config, path: Path, *, steps: int, show: Display | None = None
     from patching import MaskedRun, optimal
 
     show = show or Silence()
+    if not path.absolute().parent.is_dir():
+        raise BadConfig(f"expected --out in a folder that is there; {path.parent} is not. Make it first.")
     with stoppable(), enough_memory():
         show.say(f"Loading {config.model} …")
         model = load_model(config)

@@ -46,6 +46,7 @@ def test_a_file_needs_a_task(finished_run, wiretrace, tiny_model, tmp_path):
 
 
 def test_what_evaluate_refuses(finished_run, wiretrace, tmp_path):
+    assert "there is no run or file" in refused(wiretrace("evaluate", tmp_path / "nowhere"))
     assert "scores.json for --curve" in refused(wiretrace("evaluate", finished_run, "--curve"))
     assert "circuit of a model" in refused(wiretrace("evaluate", finished_run, "--model", "zoo:ioi"))
     figure = wiretrace("evaluate", finished_run, "--figure", tmp_path / "x.svg")
@@ -132,6 +133,8 @@ def test_constants_that_are_none(discover, wiretrace, tmp_path):
     assert "torn.safetensors" in refused(discover(tmp_path / "run", "--ablation", tmp_path / "torn.safetensors"))
     assert "expected --out to end in .safetensors" in refused(wiretrace("ablation", "ioi", "--out", tmp_path / "x.pt"))
     assert not (tmp_path / "run").exists()
+    absent = tmp_path / "absent" / "x.safetensors"
+    assert "in a folder that is there" in refused(wiretrace("ablation", "ioi", "--out", absent))
 
 
 @pytest.mark.parametrize("name", ["theirs.pt", "theirs.mib.json"])

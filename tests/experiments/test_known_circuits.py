@@ -132,3 +132,21 @@ def test_nothing_is_written_for_a_bad_config(tmp_path: Path) -> None:
         config, [Row("a", level, 0.5, 0.5, ((0.0, 0.0), (1.0, 1.0)), 0.0) for level in ("edge", "node")], tmp_path / "x"
     )
     assert {path.name for path in (tmp_path / "x").iterdir()} == {"results.json", "roc-edges.svg", "roc-nodes.svg"}
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from experiments.cli import app
+
+    path, out = written(tmp_path), tmp_path / "out"
+    first = CliRunner().invoke(app, ["run", str(path), "--out", str(out)])
+    assert first.exit_code == 0, first.output
+    assert "| known |" in first.stdout
+    assert (out / "results.json").is_file()
+    again = CliRunner().invoke(app, ["run", str(path), "--out", str(out)])
+    assert again.exit_code == 1
+    assert "is not empty" in again.stderr
+    assert CliRunner().invoke(app, ["run", str(path), "--out", str(out), "--overwrite", "-q"]).stdout.strip() == str(
+        out
+    )
