@@ -11,7 +11,7 @@ from circuits import acdc
 from circuits.acdc import Decision
 from circuits.candidates import ORDERS, Agenda
 from graphs.nodes import Edge
-from patching import atp, toy
+from patching import atp, compiled, toy
 from patching.ablations import ABLATIONS
 from patching.errors import InvalidOption
 from patching.lens import LensModel
@@ -90,6 +90,15 @@ def test_every_option_on_random_models() -> None:
 def test_every_option_on_hundreds_of_random_models(block: int) -> None:
     for seed in range(1000 + 40 * block, 1040 + 40 * block):
         compare(seed)
+
+
+@pytest.mark.parametrize("name", sorted(compiled.PROGRAMS))
+def test_compiled_models_that_ship(name: str) -> None:
+    """Their effects are exact and many of them equal, so that ties are common."""
+    run = MaskedRun(compiled.model(name), compiled.task(name, n=4, seed=0), metric="kl")
+    decisions = decisions_of(run, 0.01)
+    _mask, steps = sequential_in_order(run, [decision.name for decision in decisions], tau=0.01)
+    same_decisions(run, decisions, steps)
 
 
 # --- orders, by hand ------------------------------------------------------------------------------------------------
