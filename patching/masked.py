@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from patching.metrics import Metric
 from patching.plan import Planner
 from patching.scores import neurons
 from patching.task import Task
+
+if TYPE_CHECKING:
+    from patching.component_run import ComponentRun
 
 DEFAULT_BYTES = 512 << 20
 
@@ -142,7 +145,9 @@ class MaskedRun:
         return self._view(level="edge")
 
     def neurons(self) -> MaskedRun:
-        """The same run over the neurons of all MLPs, for gradient methods alone: masks over neurons are not run.
+        """The same run with masks over the neurons of all MLPs: what each multiplies its output weights with.
+
+        Such masks run through `ComponentRun`, which is there for them; gradient methods score neurons as they do edges.
 
         Raises:
             InvalidOption: the model has no MLPs.
@@ -261,10 +266,7 @@ class MaskedRun:
             NotFinite: the metric is NaN or infinite.
         """
         if self.level == "neuron":
-            raise InvalidOption(
-                "expected a run over edges or nodes: masks over neurons are not run. Gradient methods score neurons, "
-                "patching.activation.sweep patches them one by one."
-            )
+            return self._neuron_run(mask)
         flat, lead = self._checked(mask)
         if mask.requires_grad:
             values = [torch.cat([self._differentiable(row, batch) for batch in self.batches]) for row in flat]
@@ -319,6 +321,13 @@ class MaskedRun:
                 slope += torch.autograd.grad(value.sum(), leaf)[0] / len(self.task)
                 values.append(value.detach())
         return torch.cat(values).reshape(*lead, len(self.task)), slopes.reshape(mask.shape)
+
+    @cached_property
+    def _neuron_run(self) -> ComponentRun:
+        from patching.component_run import ComponentRun
+
+        run = ComponentRun.of(self)
+        return run.positions() if self.per_position else run
 
     def damage(self, values: Float[Tensor, "*sample example"]) -> Float[Tensor, "*sample"]:
         """How much worse than the clean run, averaged over prompts: KL, or clean metric minus metric."""

@@ -21,6 +21,7 @@ since nothing else reads them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -99,6 +100,25 @@ class Site:
     def __str__(self) -> str:
         part = "" if self.part is None else f".{self.part}"
         return f"{self.kind}{self.layer}{part}" + ("" if self.position is None else f"@{self.position}")
+
+    @staticmethod
+    def parse(text: str) -> Site:
+        """The site spelled ``text``; the inverse of `str`.
+
+        Raises:
+            InvalidOption: it is no site's name.
+
+        Example:
+            >>> Site.parse("mlp_out3"), Site.parse("z9.6@4") == Site("z", 9, 6, 4)
+            (Site(kind='mlp_out', layer=3, part=None, position=None), True)
+        """
+        match = re.fullmatch(r"([a-z_]+?)([0-9]{1,9})(?:\.([0-9]{1,9}))?(?:@([0-9]{1,9}))?", text)
+        if match is None or match[1] not in KINDS:
+            raise InvalidOption(
+                f"expected a site as KIND and LAYER, such as mlp_out3, with KIND out of {', '.join(KINDS)}; "
+                f"got {text!r}."
+            )
+        return Site(match[1], int(match[2]), *(None if number is None else int(number) for number in match.group(3, 4)))
 
 
 def kind_of(name: str, architecture: Architecture) -> Kind:
