@@ -89,6 +89,9 @@ METHODS: dict[str, Method] = {
         Method("exact", "patching.exact:scores", "scores", ("edge", "node", "neuron"),
                "measured effect of ablating every edge, node or neuron alone; one partial run each",
                "arXiv 2309.16042", {}),
+        Method("coar", "circuits.coar:scores", "scores", ("node", "neuron"),
+               "component attribution: regression of the output on random ablations of all units together; one forward "
+               "per sample", "arXiv 2404.11534", {"samples": int, "keep": float, "seed": int, "estimator": str}),
         Method("information_flow", "circuits.information_flow:scores", "scores", ("edge",),
                "share of each source in the residual that each target reads, on the clean run; one forward; no effect, "
                "a ranking alone", "arXiv 2403.00824, 2403.17806", {}, effects=False),

@@ -7,22 +7,19 @@ stands in the way of the project's own packages.
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from experiments import environment
+from experiments.terminal import print_tables, sentences
 
 if TYPE_CHECKING:
+    from experiments.attribute import AttributeConfig, Attributed
     from experiments.config import Config, PatchConfig
     from experiments.patch import Patched
     from experiments.saved_runs import Saved
-
-Command = TypeVar("Command", bound=Callable[..., None])
 
 app = typer.Typer(
     name="wiretrace",
@@ -33,43 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def sentences(command: Command) -> Command:
-    """Turn errors raised on purpose into one sentence on standard error, and Ctrl-C into exit code 130."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt as stop:
-            _stop(str(stop) or "Stopped.", code=130)
-        except Exception as error:
-            said = _sentence(error)
-            if said is None:
-                raise
-            _stop(f"Error: {said}", code=1)
-
-    return run  # type: ignore[return-value]
-
-
-def _stop(text: str, *, code: int) -> None:
-    typer.echo(text, err=True)
-    raise typer.Exit(code) from None
-
-
-def _sentence(error: Exception) -> str | None:
-    """What to say about an error; None for one that nobody raised on purpose, which deserves its traceback."""
-    if isinstance(error, ImportError) and (error.name or "").split(".")[0] in environment.PACKAGES:
-        return f"{error}. Something else of that name may be in the way: `wiretrace env` says what."
-    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-        where = f" ({error.filename})" if error.filename else ""
-        return f"the system refuses: {error.strerror or error}{where}."
-    try:
-        from graphs.errors import WiretraceError
-    except ImportError:
-        return None
-    return str(error) if isinstance(error, WiretraceError) else None
 
 
 def _print_version(wanted: bool) -> None:
@@ -333,6 +293,127 @@ def ablation(
 
 @app.command(rich_help_panel="Run")
 @sentences
+def attribute(
+    task: Annotated[str, typer.Argument(help="The behaviour, such as ioi. `wiretrace tasks` lists them.")],
+    model: Annotated[
+        str | None, typer.Option(help="As for discover. [default: the one that ships for the task]")
+    ] = None,
+    components: Annotated[
+        str,
+        typer.Option(
+            help="What is ablated, with commas: input, heads, mlps, neurons, features, or single ones such as a2.h5."
+        ),
+    ] = "heads,mlps",
+    dictionaries: Annotated[
+        str | None, typer.Option(help="For features: folders of dictionaries, with commas (`wiretrace features`).")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Random ablations. [default: ten for each component, from 1,000 to 20,000]")
+    ] = None,
+    stop: Annotated[
+        float | None,
+        typer.Option(help="Add ablations until the held-out correlation rises by less than this, such as 0.005."),
+    ] = None,
+    keep: Annotated[float, typer.Option(help="Probability that a component is kept.")] = 0.9,
+    masks: Annotated[
+        str, typer.Option(help="bernoulli (independent), or subset (equally many ablated every time).")
+    ] = "bernoulli",
+    estimator: Annotated[
+        str,
+        typer.Option(
+            help="auto, normal_equations, ridge, lasso, elastic_net, conjugate_gradients or difference_of_means."
+        ),
+    ] = "auto",
+    ablation: Annotated[
+        str,
+        typer.Option(
+            help="What an ablated component writes: corrupt, zero, mean, mean-positional, mean-clean, resample or "
+            "gaussian-noise."
+        ),
+    ] = "corrupt",
+    metric: Annotated[
+        str | None, typer.Option(help="What is attributed, as for discover. [default: the task's own]")
+    ] = None,
+    interactions: Annotated[
+        bool, typer.Option("--interactions", help="Fit pairs of the strongest components too.")
+    ] = False,
+    prompts: Annotated[int, typer.Option(help="Prompts, of the training split.")] = 32,
+    held_out: Annotated[int, typer.Option(help="Held-out ablations to judge the weights on, for each share.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the prompts and the ablations.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. [default: the first GPU, else cpu]")
+    ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute only these shards of 256 ablations, FIRST:LAST with LAST left out, into --out, beside other "
+            "processes that do the same; then run the command without it."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory. [default: runs/TASK-attribute]")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Attribute outputs to components by random ablation (COAR): weights, figures and report in a run directory.
+
+    An interrupted run goes on when the command is given again.
+
+    Examples: `wiretrace attribute ioi` · `wiretrace attribute ioi --components neurons --ablation zero` ·
+    `wiretrace attribute ioi --stop 0.005 --interactions --out runs/pairs`
+    """
+    from experiments.attribute import AttributeConfig, compute_shards
+    from experiments.config import default_model
+    from experiments.progress_display import display
+
+    config = AttributeConfig(
+        task=task,
+        model=default_model(task) if model is None else model,
+        components=components,
+        dictionaries=dictionaries,
+        samples=samples,
+        stop=stop,
+        keep=keep,
+        masks=masks,
+        estimator=estimator,
+        ablation=ablation,
+        metric=metric,
+        interactions=interactions,
+        prompts=prompts,
+        held_out=held_out,
+        seed=seed,
+        device=device,
+    )
+    folder = out or Path("runs") / f"{task}-attribute"
+    if shards is None:
+        _attribute(config, out=folder, overwrite=overwrite, quiet=quiet)
+        return
+    numbers = _shard_numbers(shards)
+    total = compute_shards(config, numbers, out=folder, show=display(quiet=quiet))
+    typer.echo(f"Shards {numbers.start} to {numbers.stop - 1} of {total} are in {folder}.")
+
+
+def _shard_numbers(text: str) -> range:
+    from experiments.errors import BadConfig
+
+    first, _, last = text.partition(":")
+    if not first.isdigit() or not last.isdigit() or int(first) >= int(last):
+        raise BadConfig(f"expected shards as FIRST:LAST, such as 0:4 for 0 to 3; got {text!r}.")
+    return range(int(first), int(last))
+
+
+def _attribute(config: AttributeConfig, *, out: Path, overwrite: bool, quiet: bool) -> None:
+    from experiments.attribute import attribute as attribute_into
+    from experiments.progress_display import display
+
+    made = attribute_into(config, out=out, overwrite=overwrite, show=display(quiet=quiet))
+    if quiet:
+        typer.echo(str(made.folder))
+    else:
+        _print_attributed(made)
+
+
+@app.command(rich_help_panel="Run")
+@sentences
 def run(
     config: Annotated[Path, typer.Argument(help="A TOML file, such as the config.toml of a run.")],
     out: Annotated[Path, typer.Option(help="The run directory.")],
@@ -345,7 +426,7 @@ def run(
     A config that holds methods against a known circuit (`experiments/configs`) gives a table, ROC curves and numbers.
     """
     from experiments import known_circuits
-    from experiments.config import Config, load
+    from experiments.config import Config, PatchConfig, load
 
     if known_circuits.is_one(config):
         _hold_against_truth(config, out=out, overwrite=overwrite, quiet=quiet)
@@ -353,8 +434,10 @@ def run(
     loaded = load(config)
     if isinstance(loaded, Config):
         _run(loaded, out=out, overwrite=overwrite, resume=resume, quiet=quiet)
-    else:
+    elif isinstance(loaded, PatchConfig):
         _patch(loaded, out=out, overwrite=overwrite, quiet=quiet)
+    else:
+        _attribute(loaded, out=out, overwrite=overwrite, quiet=quiet)
 
 
 def _hold_against_truth(path: Path, *, out: Path, overwrite: bool, quiet: bool) -> None:
@@ -400,13 +483,16 @@ def _patch(config: PatchConfig, *, out: Path, overwrite: bool, quiet: bool) -> N
 def show(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/ioi.")],
 ) -> None:
-    """Print what a run found, and its strongest edges, or the largest effects of patching."""
-    from experiments import patch
+    """Print what a run found, and its strongest edges, or the largest effects or weights."""
+    from experiments import attribute, patch
     from experiments.saved_runs import saved
     from graphs.circuit import visible
 
     if patch.is_patched(folder):
         _print_patched(patch.saved(folder))
+        return
+    if attribute.is_attributed(folder):
+        _print_attributed(attribute.saved(folder))
         return
     made = saved(folder)
     _print_run(made)
@@ -640,7 +726,7 @@ def models() -> None:
     """List the models that ship, and the families that any other may be of."""
     from experiments import listings
 
-    _print(listings.models())
+    print_tables(listings.models())
     typer.echo(listings.families())
 
 
@@ -650,7 +736,7 @@ def tasks() -> None:
     """List the tasks, with their splits and corruptions."""
     from experiments import listings
 
-    _print(listings.task_table())
+    print_tables(listings.task_table())
 
 
 @app.command(rich_help_panel="What there is")
@@ -659,7 +745,7 @@ def methods() -> None:
     """List the methods, metrics, ablations, and what can be patched."""
     from experiments import listings
 
-    _print(listings.method_table(), *map(listings.choices, listings.CHOICES))
+    print_tables(listings.method_table(), *map(listings.choices, listings.CHOICES))
 
 
 @app.command(rich_help_panel="What there is")
@@ -667,24 +753,15 @@ def methods() -> None:
 def env() -> None:
     """Print versions, devices, and which distribution owns each import name."""
     found = environment.ownership()
-    _print(*environment.tables(found))
+    print_tables(*environment.tables(found))
     typer.echo(environment.verdict(found))
-
-
-def _print(*what: Any) -> None:
-    """Print tables, as wide as the terminal, or wide enough for a file."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    for each in what:
-        console.print(each)
 
 
 def _print_run(made: Saved) -> None:
     from experiments import report
     from graphs.circuit import visible
 
-    _print(report.table(made.report, folder=made.folder, files=made.files))
+    print_tables(report.table(made.report, folder=made.folder, files=made.files))
     for note in made.report["notes"]:
         typer.echo(f"Note: {visible(note)}")
     typer.echo(f"Figure: {made.folder / 'circuit.svg'}")
@@ -696,7 +773,14 @@ def _print_patched(made: Patched) -> None:
     from experiments import patch
 
     head, largest = patch.table(made)
-    _print(head, largest)
+    print_tables(head, largest)
     for note in patch.notes(made.config, made.effects):
         typer.echo(f"Note: {note}")
     typer.echo(f"Figure: {made.folder / 'heatmap.svg'}")
+
+
+def _print_attributed(made: Attributed) -> None:
+    from experiments.attribute import table
+
+    print_tables(*table(made))
+    typer.echo(f"Figures: {made.folder / 'weights.svg'}, {made.folder / 'correlation.svg'}")

@@ -26,7 +26,7 @@ import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from circuits import tasks
 from circuits.methods import METHODS, Method
@@ -36,8 +36,12 @@ from experiments.nearest import did_you_mean, require_known
 from graphs.atomic import read_text
 from patching import compiled
 
+if TYPE_CHECKING:
+    from experiments.attribute import AttributeConfig
+
 SCHEMA: Final = "wiretrace-config/1"
 PATCH_SCHEMA: Final = "wiretrace-patch-config/1"
+ATTRIBUTE_SCHEMA: Final = "wiretrace-attribute/1"
 
 Value = bool | int | float | str
 
@@ -347,8 +351,8 @@ def to_toml(config: Config | PatchConfig, *, comments: tuple[str, ...] = ()) -> 
     return "\n".join([*lines, ""])
 
 
-def load(path: str | os.PathLike[str]) -> Config | PatchConfig:
-    """The config in a TOML file, of a search or of patching, as its schema says.
+def load(path: str | os.PathLike[str]) -> Config | PatchConfig | AttributeConfig:
+    """The config in a TOML file, of a search, of patching or of attribution, as its schema says.
 
     Raises:
         BadFile: There is no such file, or it is not text.
@@ -362,6 +366,10 @@ def load(path: str | os.PathLike[str]) -> Config | PatchConfig:
     schema = settings.pop("schema", None)
     if schema == PATCH_SCHEMA:
         return PatchConfig.from_dict(settings)
+    if schema == ATTRIBUTE_SCHEMA:
+        from experiments.attribute import AttributeConfig
+
+        return AttributeConfig.from_dict(settings)
     if schema != SCHEMA:
         raise BadConfig(
             f"expected schema = {SCHEMA!r} in {os.fspath(path)}; got {schema!r}. Copy a config.toml of a run."

@@ -33,6 +33,7 @@ from experiments.run_directory import CONFIG, DECISIONS, ENVIRONMENT, RunDirecto
 from graphs.circuit import Circuit
 
 if TYPE_CHECKING:
+    from experiments.attribute import AttributeConfig
     from patching.ablations import Ablation
     from patching.lens import LensModel
     from patching.masked import MaskedRun
@@ -133,7 +134,7 @@ def units(run: MaskedRun, config: Config) -> MaskedRun:
     return run.positions() if config.positions else run
 
 
-def load_model(config: Config | PatchConfig) -> LensModel:
+def load_model(config: Config | PatchConfig | AttributeConfig) -> LensModel:
     """The model of a config, on its device; one thread where more would only wait for each other."""
     from patching.errors import ModelNotFound
     from patching.lens import LensModel

@@ -17,6 +17,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -36,9 +37,13 @@ STATUS: Final = "status.json"
 CONFIG: Final = "config.toml"
 ENVIRONMENT: Final = "env.json"
 DECISIONS: Final = "decisions.jsonl"
+SAMPLES: Final = "samples"
+"""The folder of random ablations (`circuits.coar.sampling`), kept so that a run can go on or take more."""
 RESULTS: Final = (
     *("circuit.json", "circuit.graphml", "circuit.svg", "circuit.html", "scores.json", "report.json"),
     *("effects.json", "effects.csv", "heatmap.svg"),
+    *("attribution.safetensors", "attribution.csv", "weights.svg", "correlation.csv", "correlation.svg"),
+    *("growth.svg", "interactions.csv", "interactions.svg", "attribution.graphml"),
     "report.md",
 )
 EXPORTS: Final = ("trace.svg", *(f"circuit{suffix}" for suffix in FORMATS))
@@ -221,6 +226,8 @@ class RunDirectory:
         try:
             for name in (*RESULTS, *EXPORTS, DECISIONS, CONFIG, ENVIRONMENT):
                 (self.path / name).unlink(missing_ok=True)
+            if (self.path / SAMPLES).exists():
+                shutil.rmtree(self.path / SAMPLES)
         except OSError as error:
             raise _refused(self.path, error) from error
 
@@ -293,7 +300,7 @@ def _begin(folder: Path, identity: Mapping[str, Any], chosen: Plan, *, made: Seq
 
 def _record_failure(directory: RunDirectory, error: Exception, *, made: Sequence[Path]) -> None:
     with suppress(BadRun):
-        if not directory.decisions().rows:
+        if not directory.decisions().rows and not (directory.path / SAMPLES).exists():
             directory.discard(made=made)
             return
     with suppress(WriteFailed):
@@ -328,7 +335,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether there is nothing, or nothing but what a killed process was about to write.
+    """Whether there is nothing, or nothing but random ablations, or what a killed process was about to write.
 
     Raises:
         FolderTaken: The path is a file, or a folder that cannot be read.
@@ -341,7 +348,16 @@ def _is_free(folder: Path) -> bool:
         raise FolderTaken(f"expected a folder; {folder} is, or lies below, a file. Choose another --out.") from None
     except OSError as error:
         raise FolderTaken(f"cannot read {folder}: {error.strerror}. Choose another --out.") from error
-    return all(name.startswith(".wiretrace-") and name.endswith(".part") for name in names)
+    return all(
+        (name.startswith(".wiretrace-") and name.endswith(".part")) or _holds_shards(folder, name) for name in names
+    )
+
+
+def _holds_shards(folder: Path, name: str) -> bool:
+    """Whether an entry is a folder of shards alone, which workers computed before the run that gathers them."""
+    if name != SAMPLES or not (folder / name).is_dir():
+        return False
+    return all(re.fullmatch(r"shard-[0-9]{6}\.safetensors|\.wiretrace-.*", each) for each in os.listdir(folder / name))
 
 
 def _refused(folder: Path, error: OSError) -> WriteFailed:

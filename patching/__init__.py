@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         verification,
     )
     from patching.activation import SiteRun, sweep
+    from patching.component_run import ComponentRun
     from patching.effects import Effects
     from patching.lens import LensModel
     from patching.masked import MaskedRun
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from patching.task import Task
 
 __all__ = [
+    "ComponentRun",
     "Effects",
     "LensModel",
     "MaskedRun",
@@ -64,6 +66,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ComponentRun": "patching.component_run",
     "Effects": "patching.effects",
     "LensModel": "patching.lens",
     "MaskedRun": "patching.masked",

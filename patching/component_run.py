@@ -287,7 +287,7 @@ class ComponentRun:
         result = torch.empty(len(flat), len(self.task), dtype=torch.float64, device=self.model.device)
         done = 0
         for chosen, layer in self._by_first_layer(flat):
-            step = max(1, self.memory // max(1, self._bytes(len(self.parts[0]))))
+            step = self.samples_that_fit
             for low in range(0, len(chosen), step):
                 rows = chosen[low : low + step]
                 result[rows.to(result.device)] = self._evaluate(self._spread(flat[rows]), layer)
@@ -356,6 +356,11 @@ class ComponentRun:
         if "example" not in self.axes:
             flat = flat.unsqueeze(1)
         return flat if "pos" in self.axes else flat.unsqueeze(2)
+
+    @property
+    def samples_that_fit(self) -> int:
+        """How many masks are evaluated at once within the byte budget."""
+        return max(1, self.memory // max(1, self._bytes(len(self.parts[0]))))
 
     def _bytes(self, examples: int) -> int:
         """Bytes of the temporaries of one sample: a layer's activations, patterns, features and the logits."""
