@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ def attribution_of(
 ) -> Attribution:
     """The attribution that outputs under a design's masks give; ``rows`` restricts it to some of the samples."""
     values = outputs.mean(1, keepdim=True) if mean_prompt else outputs
-    found = fit(design, values, estimator=estimator, ridge=ridge, rows=rows, memory=run.memory)
+    found = fit(design, values, estimator=estimator, ridge=ridge, rows=rows)
     options: dict[str, Any] = {
         "samples": design.samples if rows is None else len(rows),
         "keep": design.keep,
@@ -126,7 +127,7 @@ def attribution_of(
 def scores(
     run: MaskedRun,
     *,
-    samples: int | None = None,
+    samples: int = 2_000,
     keep: float = 0.9,
     seed: int = 0,
     estimator: str = "auto",
@@ -138,7 +139,7 @@ def scores(
 
     Args:
         run: ``run.nodes()`` or ``run.neurons()``.
-        samples: masks; by default ten for every unit, from 1,000 to 20,000.
+        samples: masks; take ten or more for every unit.
         keep: probability that a unit is kept.
         seed: of the masks.
         estimator: see `circuits.coar.estimators.fit`.
@@ -161,7 +162,8 @@ def scores(
         ['input']
     """
     if run.per_position:
-        raise InvalidOption("expected a run without positions: COAR attributes whole components. Use run.everywhere().")
+        raise InvalidOption("expected a run over nodes or neurons without positions; got one with. Use run.everywhere().")
     components = ComponentRun.of(run)
     found = attribute(components, samples=samples, keep=keep, seed=seed, estimator=estimator, progress=progress)
-    return found.scores()
+    told = dict(found.provenance) | {"sign": components.provenance("coar", {})["sign"]}
+    return replace(found, provenance=told).scores()

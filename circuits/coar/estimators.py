@@ -5,7 +5,7 @@ estimator            minimises                                    memory, beside
 ===================  ===========================================  ==================================================
 normal_equations     squared errors                               36 bytes * units**2 (for each prompt, if masks are
                                                                   its own)
-ridge                the same + ridge * |weights|^2               56 bytes * units**2
+ridge                the same + ridge * |weights|^2               42 bytes * units**2
 lasso, elastic_net   squared errors / (2 samples) + penalties     80 bytes * units**2
 conjugate_gradients  squared errors (+ ridge * |weights|^2)       48 bytes * units * prompts; 192 if it chooses
                                                                   the ridge
@@ -71,9 +71,9 @@ def fit(
         outputs: ``[sample, example]``, the metric of every prompt under every mask.
         estimator: ``auto``, ``normal_equations``, ``ridge``, ``lasso``, ``elastic_net``, ``conjugate_gradients`` or
             ``difference_of_means``.
-        ridge: weight of ``|weights|^2`` beside the sum of squared errors (as scikit-learn's `Ridge`). None: chosen by
-            generalised cross-validation up to 2,000 units, beyond on one sample in five held out; for conjugate
-            gradients 0 with at least 1.5 samples for each unit; for the elastic net as much as of the lasso.
+        ridge: weight of ``|weights|^2`` beside the sum of squared errors (as scikit-learn's `Ridge`). None: for
+            ``ridge`` chosen by generalised cross-validation; for conjugate gradients 0 with at least 1.5 samples for
+            each unit, else chosen on one sample in five held out; for the elastic net as much as of the lasso.
         lasso: weight of ``|weights|_1`` beside ``squared errors / (2 samples)`` (as scikit-learn's `Lasso`); None:
             chosen for every prompt on one sample in five held out.
         pooled: with masks of its own for each prompt, fit one vector of weights for all prompts (and an intercept for
@@ -132,8 +132,8 @@ def fit_prefixes(
 ) -> dict[int, Fit]:
     """`fit` of the first so many samples, for several sizes: what more samples would buy.
 
-    Equal, bit for bit, to ``fit(..., rows=range(size))``. Sizes that are fitted from products of masks (normal
-    equations, and ridge up to 2,000 units) share one pass over the samples; the others are fitted one by one.
+    Equal, bit for bit, to ``fit(..., rows=range(size))``. Sizes that are fitted by normal equations or ridge share one
+    pass over the samples; the others are fitted one by one.
 
     Args:
         design: of the masks.
@@ -158,7 +158,7 @@ def fit_prefixes(
     whole = samples_of(design, outputs, pooled=pooled, rows=range(wanted[-1]))
     requests = {size: Request(whole.take(whole.rows[:size]), ridge) for size in wanted}
     names = {size: named(request, estimator, memory) for size, request in requests.items()}
-    together = [size for size in wanted if _from_products(names[size][0], requests[size])]
+    together = [size for size in wanted if names[size][0] in ("normal_equations", "ridge")]
     found: dict[int, Fit] = {}
     for size, sums in zip(together, whole.growing_moments(together, progress=progress), strict=True):
         request, (name, reason) = requests[size], names[size]
@@ -182,11 +182,7 @@ def _normal_equations(request: Request) -> Solution:
 
 
 def _ridge(request: Request) -> Solution:
-    if request.ridge is not None or request.samples.design.n_units <= solved.CROSS_VALIDATED:
-        return _solve(request, "ridge", request.samples.moments(progress=request.progress).system())
-    train, judged = (part.moments(progress=request.progress) for part in _split(request))
-    strength, how = solved.held_out(train, judged)
-    return _with_choice(solved.ridge(train.merged(judged).system(), strength=strength), how)
+    return _solve(request, "ridge", request.samples.moments(progress=request.progress).system())
 
 
 def _solve(request: Request, name: str, system: System) -> Solution:
@@ -197,12 +193,6 @@ def _solve(request: Request, name: str, system: System) -> Solution:
         return solved.ridge(system, strength=request.ridge)
     strength, how = solved.cross_validated(system)
     return _with_choice(solved.ridge(system, strength=strength), how)
-
-
-def _from_products(name: str, request: Request) -> bool:
-    """Whether `_solve` can do it."""
-    small = request.ridge is not None or request.samples.design.n_units <= solved.CROSS_VALIDATED
-    return name == "normal_equations" or (name == "ridge" and small)
 
 
 def _lasso(request: Request) -> Solution:

@@ -264,4 +264,5 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 
 def _stretch(tensor: Tensor) -> tuple[int, int]:
     reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.storage_offset(), tensor.storage_offset() + reach + 1
+    start = int(tensor.storage_offset())
+    return start, start + reach + 1
