@@ -103,7 +103,7 @@ def discover(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="What the run is judged by: logit_difference, log_probability, probability, "
+            help="What the run is judged by: logit_difference, margin, log_probability, probability, "
             "probability_difference, loss or kl. [default: the task's own]"
         ),
     ] = None,
@@ -188,7 +188,7 @@ def patch(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="What the run is judged by: logit_difference, log_probability, probability, "
+            help="What the run is judged by: logit_difference, margin, log_probability, probability, "
             "probability_difference, loss or kl. [default: the task's own]"
         ),
     ] = None,

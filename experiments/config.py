@@ -58,6 +58,7 @@ ABLATIONS: Final[Mapping[str, str]] = {
 
 METRICS: Final[Mapping[str, str]] = {
     "logit_difference": "logit of the right answer minus logit of the wrong one",
+    "margin": "logit of the right answer minus the highest of all other tokens'",
     "log_probability": "log of the probability of the right answer",
     "probability": "probability of the right answer",
     "probability_difference": "probability of the right answer minus that of the wrong one",

@@ -123,6 +123,17 @@ def _probability_difference(prediction: Prediction) -> Tensor:
     return prediction.log_prob(prediction.answers).exp() - prediction.log_prob(prediction.wrong_answers).exp()
 
 
+def _margin(prediction: Prediction) -> Tensor:
+    logits = prediction.logits
+    index = prediction.answers.clamp(min=0).expand(*logits.shape[:-1], prediction.answers.shape[-1])
+    wanted = prediction.answers >= 0
+    right = logits.gather(-1, index).masked_fill(~wanted, -torch.inf).amax(-1)
+    # Padding points at its row's first answer, so that it takes nothing else out of the running.
+    answers = torch.where(wanted, prediction.answers, prediction.answers.amax(-1, keepdim=True))
+    others = logits.scatter(-1, answers.expand(index.shape), -torch.inf)
+    return right - others.amax(-1)
+
+
 def _loss(prediction: Prediction) -> Tensor:
     return -prediction.log_prob(prediction.answers)
 
@@ -138,6 +149,7 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("logit_difference", True, Prediction.logit_difference),
+        Metric("margin", True, _margin),
         Metric("log_probability", True, _log_probability),
         Metric("probability", True, _probability),
         Metric("probability_difference", True, _probability_difference),
@@ -150,7 +162,8 @@ METRICS: dict[str, Metric] = {
 def get(metric: str | Metric) -> Metric:
     """A metric by name.
 
-    ``logit_difference`` (answer minus wrong answer), ``log_probability`` and ``probability`` of the answer,
+    ``logit_difference`` (answer minus wrong answer), ``margin`` (best answer's logit minus the highest of all other
+    tokens', which is positive exactly when the model is right), ``log_probability`` and ``probability`` of the answer,
     ``probability_difference``, ``loss`` (minus the answer's log-probability), ``kl`` (clean ‖ run).
 
     Raises:

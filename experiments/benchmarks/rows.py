@@ -230,6 +230,10 @@ def all_rows(report: Callable[[Row], None], *, quick: bool) -> None:
     if not quick:
         for row in patching_rows.rows(gpt2_small(), bars=(2.0, 4.0), sample=96, repeats=3):
             report(row)
+    from experiments.benchmarks import coar_rows
+
+    for row in coar_rows.rows(middle, None if quick else gpt2_small()):
+        report(row)
     from experiments.benchmarks import graph_rows
 
     for row in graph_rows.rows():

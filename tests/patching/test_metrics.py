@@ -123,3 +123,13 @@ def test_a_metric_must_give_one_value_per_prompt(run: type) -> None:
     pooled = Metric("pooled", True, lambda prediction: prediction.logit_difference().mean(-1))
     with pytest.raises(InvalidOption, match=r"'pooled' to give one value per prompt, of shape \[4\] here; got \[\]"):
         run(toy.model(), toy.task(), metric=pooled)
+
+
+def test_the_margin_leaves_every_answer_out_of_the_others() -> None:
+    """By hand: logits are the residual itself."""
+    readout = Readout(lambda x: x, torch.eye(5, dtype=torch.float64), None, None)
+    residual = torch.tensor([[1.0, 4.0, 2.0, 3.0, 0.0], [5.0, 1.0, 2.0, 4.5, 0.0]], dtype=torch.float64)
+    answers = torch.tensor([[2, 1], [3, -1]])
+    prediction = Prediction(residual, readout, answers, torch.tensor([[0], [0]]))
+    assert METRICS["margin"](prediction).tolist() == [1.0, -0.5]
+    assert METRICS["margin"].higher_is_better
