@@ -199,27 +199,35 @@ def tau_that_keeps(run: MaskedRun, share: float) -> float:
     return tau
 
 
+def _of_medium(middle: LensModel, repeats: int) -> Iterator[Row]:
+    from experiments.benchmarks import memory_rows, score_rows
+
+    yield masked_run(middle, repeats=repeats)
+    yield from circuit_run(middle, repeats=repeats)
+    yield from eap(middle, repeats=repeats, memory=False)  # too small for resident memory to show
+    yield score_rows.eap_ig(middle, bar=2.0, repeats=repeats)
+    yield from memory_rows.rows(middle, budget=64 << 20, bar=1.5)
+
+
+def _of_gpt2_small(repeats: int) -> Iterator[Row]:
+    from experiments.benchmarks import score_rows
+
+    large = gpt2_small()
+    yield masked_run(large, repeats=repeats)
+    yield from circuit_run(large, repeats=repeats)
+    yield from eap(large, repeats=repeats, memory=True)
+    yield score_rows.eap_ig(large, bar=2.0, repeats=3)
+
+
 def all_rows(report: Callable[[Row], None], *, quick: bool) -> None:
     """Measure everything; ``quick`` leaves out GPT-2 small's shape."""
     repeats = 5
     middle = medium()
-    report(masked_run(middle, repeats=repeats))
-    for row in circuit_run(middle, repeats=repeats):
-        report(row)
-    for row in eap(middle, repeats=repeats, memory=False):  # too small for resident memory to show
-        report(row)
-    from experiments.benchmarks import memory_rows, score_rows
-
-    report(score_rows.eap_ig(middle, bar=2.0, repeats=repeats))
-    for row in memory_rows.rows(middle, budget=64 << 20, bar=1.5):
+    for row in _of_medium(middle, repeats):
         report(row)
     if not quick:
-        large = gpt2_small()
-        report(masked_run(large, repeats=repeats))
-        for row in (*circuit_run(large, repeats=repeats), *eap(large, repeats=repeats, memory=True)):
+        for row in _of_gpt2_small(repeats):
             report(row)
-        report(score_rows.eap_ig(large, bar=2.0, repeats=3))
-        del large
     bars = {0.02: 10.0, 0.1: 5.0, 0.3: 3.0}
     for row in acdc_rows(middle, random_task(middle), bars=bars, metric="logit_difference", repeats=2):
         report(row)
