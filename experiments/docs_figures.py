@@ -9,7 +9,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from circuits import acdc, tasks
+from circuits import acdc, coar, tasks
+from circuits.coar import pictures
 from circuits.curves import curve
 from circuits.recovery import roc
 from circuits.select import top_edges
@@ -19,7 +20,7 @@ from graphs.circuit import Circuit
 from graphs.export.comparison import draw_comparison, draw_consensus
 from graphs.export.figure import write
 from graphs.nodes import LOGITS, Node
-from patching import LensModel, MaskedRun, Scores, SiteRun, atp, compiled, eap_ig, exact, sweep
+from patching import ComponentRun, LensModel, MaskedRun, Scores, SiteRun, atp, compiled, eap_ig, exact, sweep
 
 COLUMN = 3.3
 """Width of a column of a paper, in inches."""
@@ -72,6 +73,7 @@ def draw(folder: Path, *, n: int = 32, said: Callable[[str], None] = print) -> l
     _faithfulness(MaskedRun(model, tasks.ioi.make(model, n=n, seed=0, split="held-out")), scores, file)
     _effects(model, n, scores, exact.scores(run), file)
     _reverse(file)
+    _components(model, n, file)
     return paths
 
 
@@ -113,6 +115,17 @@ def _reverse(file: Callable[[str], Path]) -> None:
         for name, scores in {"EAP": atp.scores(run), "EAP-IG": eap_ig.inputs(run), "exact": exact.scores(run)}.items()
     }
     plots.roc(curves, file("roc.svg"), title="zoo:reverse, edges")
+
+
+def _components(model: LensModel, n: int, file: Callable[[str], Path]) -> None:
+    """Component attribution: weights, held-out correlation beside other methods, interactions."""
+    run = ComponentRun(model, tasks.ioi.make(model, n=n, seed=0, split="train"))
+    found = coar.attribute(run, samples=1_000)
+    pictures.weights(found, file("weights.svg"), title="components of zoo:ioi")
+    pictures.correlations(coar.evaluate(run, found, samples=100), file("correlation.svg"), title="zoo:ioi")
+    strongest = sorted(found.mean().abs().argsort(descending=True, stable=True)[:16].tolist())
+    pairs = coar.interactions(run, chosen=[run.units[place] for place in strongest])
+    pictures.interaction_map(pairs, file("interactions.svg"), title="pairs of zoo:ioi")
 
 
 if __name__ == "__main__":

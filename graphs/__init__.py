@@ -13,7 +13,7 @@ from graphs.consensus import Consensus, consensus
 from graphs.errors import WiretraceError
 from graphs.export import export
 from graphs.importing import load
-from graphs.nodes import INPUT, LOGITS, Edge, Node, Port, head, kv, mlp, neuron
+from graphs.nodes import INPUT, LOGITS, Edge, Node, Port, error, feature, head, kv, mlp, neuron
 from graphs.paths import Path, paths
 from graphs.subgraph import around, between, only
 
@@ -35,7 +35,9 @@ __all__ = [
     "collapse",
     "compare",
     "consensus",
+    "error",
     "export",
+    "feature",
     "head",
     "kv",
     "load",

@@ -5,16 +5,42 @@ Lengths are in points (1/72 inch), y upward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from graphs.nodes import Edge, Node
+from graphs.nodes import Edge, Node, Site
 
 BOX_HEIGHT: Final = 14.0
 """Height of a node's box where there is no lack of space, in points."""
 
 Point = tuple[float, float]
+
+
+def text_width(text: str, size: float) -> float:
+    """About how wide a text is, in points; never too little for Latin letters in DejaVu Sans."""
+    return size * sum(map(_width_of, text))
+
+
+def _width_of(letter: str) -> float:
+    if letter in "@%mMW…":
+        return 1.0
+    if letter in "ijlrtfI.,:;'|!()[] ":
+        return 0.45
+    if unicodedata.east_asian_width(letter) in "WF":
+        return 1.05
+    return 0.65 if (letter.islower() and letter != "w") or letter in "0123456789-_" else 0.86
+
+
+def cut(text: str, room: float, size: float) -> str:
+    """The text, with its end left out where it is wider than the room."""
+    if text_width(text, size) <= room:
+        return text
+    while text and text_width(f"{text}…", size) > room:
+        text = text[:-1]
+    return f"{text}…"
 
 
 class Sizes(NamedTuple):
@@ -36,6 +62,12 @@ class Sizes(NamedTuple):
         lane: Distance between two edges in one gap, where there is room.
         clearance: Least distance of an edge from a box it passes.
         short: Whether labels leave out the letters of heads: 9.6 for a9.h6.
+        feature: Width of the box of a feature or error term beyond its label.
+        near: Least distance between two boxes of features.
+        apart: Least distance between the boxes of two positions.
+        shelf: Least height between the boxes of two sites of dictionaries in one layer.
+        words: Most width of what people call a node, as far as it is written in its box.
+        labels: What people call nodes.
     """
 
     font: float = 6.5
@@ -53,15 +85,33 @@ class Sizes(NamedTuple):
     lane: float = 2.2
     clearance: float = 2.0
     short: bool = False
+    feature: float = 5.0
+    near: float = 9.0
+    apart: float = 18.0
+    shelf: float = 20.0
+    words: float = 78.0
+    labels: Mapping[Node, str] = MappingProxyType({})
 
     def label(self, node: Node) -> str:
-        """What is written in the box of a node."""
+        """What is written in the box of a node, and what people call it, as far as there is room.
+
+        Of a feature, the number alone: its row tells the site and the layer, its column the position.
+        """
+        called = self.labels.get(node)
+        name = self._name(node)
+        return name if called is None else f"{name} {cut(called, self.words, self.font)}"
+
+    def _name(self, node: Node) -> str:
+        if node.site is not None:
+            return "err" if node.is_error else f"f{node.index}"
         if self.short and node.kind in ("head", "kv"):
             return f"{node.layer}.{'kv' if node.kind == 'kv' else ''}{node.index}"
         return str(node)
 
     def box_width(self, node: Node) -> float:
         """How wide the box of a node must be for its label."""
+        if node.site is not None or node in self.labels:
+            return max(0.6 * self.narrowest, text_width(self.label(node), self.font) + self.feature)
         return max(self.narrowest, len(self.label(node)) * self.character + self.padding)
 
     def port_offset(self, edge: Edge) -> float:
@@ -80,6 +130,7 @@ ROOMY: Final = Sizes()
 COMPACT: Final = Sizes(
     font=5.0, small=5.0, character=3.3, padding=4.0, narrowest=19.0, box=10.0, gap=8.0, margin=9.0,
     within=9.0, band=2.5, between=12.0, crowd=14.0, lane=1.6, clearance=2.0, short=True,
+    feature=3.0, near=6.0, apart=9.0, shelf=11.0, words=40.0,
 )  # fmt: skip
 """For a figure of a given width, such as a column of a paper: text of 5 points, the least that journals take."""
 
@@ -106,10 +157,11 @@ class Box(NamedTuple):
 
 @dataclass
 class Row:
-    """Nodes of one depth, from left to right."""
+    """Nodes of one depth, from left to right; of a dictionary at `site`, or components."""
 
     layer: int | None
     nodes: list[Node]
+    site: Site | None = None
     y: float = 0.0
     sides: list[tuple[float, float]] = field(default_factory=list)  # left and right of each box, ascending
 

@@ -15,6 +15,12 @@ Files hold JSON of this form, one edge on a line:
         {"edge": "a0.h1->logits", "score": -1.5}
       ]
     }
+
+If nodes have scores of their own, they stand before the edges, in order:
+
+      "nodes": [
+        {"node": "m0.f7@3", "score": -0.2}
+      ],
 """
 
 from __future__ import annotations
@@ -22,45 +28,60 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, SupportsFloat, cast
+from typing import TYPE_CHECKING, Any, Final, SupportsFloat, TypeVar
 
 from graphs.atomic import read_text, write_text
+from graphs.attributes import check_node, edge_attributes, edge_from, edge_key, node_attributes, unpacked
 from graphs.components import Architecture, ComponentGraph
 from graphs.errors import BadCircuit, BadFile, WiretraceError
-from graphs.nodes import Edge, Letter, Node
+from graphs.features import depth, order
+from graphs.nodes import LOGITS, Edge, Node
+from graphs.provenance import checked, shown, thawed
 from graphs.reach import on_a_path
 from graphs.strict_json import parsed
 
 if TYPE_CHECKING:
     import networkx as nx
 
+_Part = TypeVar("_Part", Edge, Node)
+
 SCHEMA: Final = "wiretrace-circuit/1"
 """The name and version of the format, in files and in graph attributes."""
 
-_DEEPEST: Final = 64
 _FILE_KEYS: Final = ("schema", "architecture", "provenance", "edges")
+_ROWS: Final = {  # a row of the file: what it is called, an example, the keys that it must and may have
+    "edge": ("an edge", '{"edge": "m0->logits"}', ("edge",), ("score",)),
+    "node": ("a node", '{"node": "m0", "score": -0.2}', ("node", "score"), ()),
+}
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class Circuit:
     """Kept edges of a model, with scores and provenance.
 
+    Edges join components (heads, MLPs), or features and error terms of dictionaries; a circuit may have both kinds.
+
     Args:
         architecture: The shape of the model that the edges belong to.
         edges: The edges kept. Any order and repeats are accepted; stored in `ComponentGraph` order, once each (an edge
-            at a position comes after the same edge at every position).
+            at a position comes after the same edge at every position). Edges between features follow, in the order of
+            `graphs.features`: by target, then by source.
         scores: The signed effect of each scored edge, in the unit that the provenance names:
             effect = metric(edge ablated) - metric(clean), so a negative one means that the edge helps, and
             importance = abs(effect). Edges may lack a score, but only kept edges can have one.
         provenance: How the circuit was made, as JSON: model, task, method, options, seed, versions. Tuples become
-            lists; two surrogates that form one character become that character.
+            lists; two surrogates that form one character become that character. Two keys are known to drawings:
+            `labels`, a table from names of nodes to what people call them, and `tokens`, the prompt as a list.
+        node_scores: The signed effect of nodes themselves, with the same sign as those of edges. A node with a score is
+            in the circuit even if no edge touches it.
 
     Raises:
         UnknownEdge: If the architecture has no such edge.
+        UnknownNode: If a score belongs to a node that it does not have.
         BadCircuit: If a score is not a finite number or the provenance is not JSON.
 
     Example:
@@ -75,6 +96,7 @@ class Circuit:
     edges: tuple[Edge, ...]
     scores: Mapping[Edge, float] = field(default_factory=dict, hash=False)
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    node_scores: Mapping[Node, float] = field(default_factory=dict, hash=False)
 
     def __init__(
         self,
@@ -82,18 +104,22 @@ class Circuit:
         edges: Iterable[Edge],
         scores: Mapping[Edge, SupportsFloat] | None = None,
         provenance: Mapping[str, Any] | None = None,
+        node_scores: Mapping[Node, SupportsFloat] | None = None,
     ) -> None:
         if not isinstance(architecture, Architecture):
             raise BadCircuit(f"expected an Architecture; got {type(architecture).__name__}")
         ordered = _in_order(ComponentGraph(architecture), edges)
         kept_scores = _checked_scores({} if scores is None else scores, edges=ordered)
+        of_nodes = _checked_node_scores(ComponentGraph(architecture), {} if node_scores is None else node_scores)
         object.__setattr__(self, "architecture", architecture)
         object.__setattr__(self, "edges", ordered)
         object.__setattr__(self, "scores", MappingProxyType(kept_scores))
-        object.__setattr__(self, "provenance", MappingProxyType(_checked_provenance(provenance)))
+        object.__setattr__(self, "provenance", MappingProxyType(checked(provenance)))
+        object.__setattr__(self, "node_scores", MappingProxyType(of_nodes))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Circuit, (self.architecture, self.edges, dict(self.scores), dict(self.provenance))
+        parts = (self.architecture, self.edges, dict(self.scores), dict(self.provenance), dict(self.node_scores))
+        return Circuit, parts
 
     @property
     def graph(self) -> ComponentGraph:
@@ -102,9 +128,17 @@ class Circuit:
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        """The nodes at either end of an edge, in topological order: groups before heads before the layer's MLP."""
+        """The nodes at either end of an edge and those with a score of their own, in topological order.
+
+        Within a layer: groups, heads, features of the attention output and its error term, the MLP, and so on.
+        """
         ends = {end for edge in self.edges for end in (edge.source, edge.target)}
-        return tuple(sorted(ends, key=_depth))
+        return tuple(sorted(ends.union(self.node_scores), key=depth))
+
+    @cached_property
+    def features(self) -> tuple[Node, ...]:
+        """Those nodes that are features or error terms of dictionaries."""
+        return tuple(node for node in self.nodes if node.site is not None)
 
     @property
     def n_edges(self) -> int:
@@ -113,7 +147,11 @@ class Circuit:
 
     @property
     def n_possible(self) -> int:
-        """How many edges the model has, positions not counted."""
+        """How many edges the model's components have, positions not counted.
+
+        Edges between features are not among them: how many there could be depends on the sizes of dictionaries, which
+        an architecture does not know.
+        """
         return self.graph.n_edges
 
     def prune(self) -> Circuit:
@@ -121,11 +159,17 @@ class Circuit:
 
         A path goes through a head if it enters at any of its ports; keys and values of a group lead to each of the
         group's heads. Positions are followed: a head's query and an MLP carry what they read at one position to the
-        same position, keys and values carry it to that position and all later ones (`graphs.reach`).
+        same position, keys and values carry it to that position and all later ones (`graphs.reach`). A feature or
+        error term that no edge of the circuit leads to is a beginning like the input: it is computed from the whole
+        model before it, dictionaries or not, so only features that do not lead to the logits are dead ends. Scores of
+        nodes stay where an edge of the node stays.
 
         Cost: linear in the number of edges.
         """
-        return replace(self, edges=(kept := on_a_path(self)), scores=_restricted(self.scores, kept))
+        kept = on_a_path(self)
+        ends = {end for edge in kept for end in (edge.source, edge.target)}
+        of_nodes = {node: score for node, score in self.node_scores.items() if node in ends}
+        return replace(self, edges=kept, scores=_restricted(self.scores, kept), node_scores=of_nodes)
 
     def to_networkx(self) -> nx.MultiDiGraph[str]:
         """The circuit as a plain networkx graph, for networkx's own algorithms and other tools.
@@ -146,22 +190,13 @@ class Circuit:
         import networkx as nx
 
         g: nx.MultiDiGraph[str] = nx.MultiDiGraph(
-            schema=SCHEMA, architecture=self.architecture.to_dict(), provenance=_thawed(self.provenance)
+            schema=SCHEMA, architecture=self.architecture.to_dict(), provenance=thawed(self.provenance)
         )
         for node in self.nodes:
-            numbers = {"layer": node.layer, "index": node.index}
-            g.add_node(str(node), kind=node.kind, **{name: n for name, n in numbers.items() if n is not None})
+            g.add_node(str(node), **node_attributes(node, self.node_scores.get(node)))
         for edge in self.edges:
-            known = {"score": self.scores.get(edge), "position": edge.position}
-            at = "" if edge.position is None else f"@{edge.position}"
-            g.add_edge(
-                str(edge.source),
-                str(edge.target),
-                key=f"{edge.port or ''}{at}",
-                port=edge.port or "",
-                structural=False,
-                **{name: value for name, value in known.items() if value is not None},
-            )
+            ends = str(edge.source), str(edge.target)
+            g.add_edge(*ends, key=edge_key(edge), **edge_attributes(edge, self.scores.get(edge)))
         for group, member in self.structural_edges():
             g.add_edge(str(group), str(member), key="structural", port="", structural=True)
         return g
@@ -177,8 +212,8 @@ class Circuit:
         """The circuit that a graph with the attributes of `to_networkx` describes.
 
         Attributes decide, edge keys do not matter; `architecture` and `provenance` may be JSON text, as formats
-        without nested attributes hold them. Nodes without edges and structural edges are checked, then left out,
-        since a circuit is its edges.
+        without nested attributes hold them. Structural edges and nodes without edges and scores are checked, then left
+        out.
 
         Raises:
             BadCircuit: If an attribute is missing, wrong or contradicts a name, or an edge comes twice.
@@ -189,19 +224,19 @@ class Circuit:
         _check_schema(g.graph.get("schema"), where="the graph attribute 'schema'")
         if "architecture" not in g.graph:
             raise BadCircuit("the graph attribute 'architecture' is missing, so no node can be checked")
-        shape = Architecture.from_dict(_unpacked(g.graph["architecture"], name="architecture"))
+        shape = Architecture.from_dict(unpacked(g.graph["architecture"], name="architecture"))
         graph = ComponentGraph(shape)
-        for name, attributes in g.nodes(data=True):
-            _check_node(graph, name, attributes)
+        found = {check_node(graph, name, attributes): attributes for name, attributes in g.nodes(data=True)}
         edges: dict[Edge, Any] = {}
         for start, end, attributes in g.edges(data=True):
-            edge = _edge_from(graph, start, end, attributes)
+            edge = edge_from(graph, start, end, attributes)
             if edge in edges:
                 raise BadCircuit(f"the edge {edge} comes twice; every edge can be in a circuit once")
             if edge is not None:
                 edges[edge] = attributes.get("score")
         scores = {edge: score for edge, score in edges.items() if score is not None}
-        return Circuit(shape, edges, scores, _unpacked(g.graph.get("provenance", {}), name="provenance"))
+        of_nodes = {node: row["score"] for node, row in found.items() if row.get("score") is not None}
+        return Circuit(shape, edges, scores, unpacked(g.graph.get("provenance", {}), name="provenance"), of_nodes)
 
     def to_json(self) -> str:
         """The circuit as JSON text (see the head of this module); pure ASCII, the same bytes for equal circuits."""
@@ -211,9 +246,11 @@ class Circuit:
             "provenance": dict(self.provenance),
         }
         lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}," for key, value in header.items()]
+        if self.node_scores:
+            nodes = [{"node": str(node), "score": score} for node, score in self.node_scores.items()]
+            lines.append(_listed("nodes", nodes, ","))
         rows = [{"edge": str(edge)} | _score_of(self.scores, edge) for edge in self.edges]
-        edges = ",\n    ".join(json.dumps(row, allow_nan=False) for row in rows)
-        return "\n".join(["{", *lines, f'  "edges": [\n    {edges}\n  ]' if rows else '  "edges": []', "}", ""])
+        return "\n".join(["{", *lines, _listed("edges", rows, ""), "}", ""])
 
     @staticmethod
     def from_json(text: str) -> Circuit:
@@ -225,22 +262,15 @@ class Circuit:
         """
         record = parsed(text)
         if not isinstance(record, dict):
-            raise BadCircuit(f"expected a JSON object with the keys {', '.join(_FILE_KEYS)}; got {_kind(record)}")
+            raise BadCircuit(f"expected a JSON object with the keys {', '.join(_FILE_KEYS)}; got {shown(record)}")
         _check_schema(record.get("schema"), where="the key 'schema'")
-        _check_keys(record, required=_FILE_KEYS, owner="a circuit")
-        if not isinstance(record["edges"], list):
-            raise BadCircuit(f"'edges' must be a list; got {_kind(record['edges'])}")
-        scores: dict[Edge, Any] = {}
-        for row in record["edges"]:
-            if not isinstance(row, dict):
-                raise BadCircuit(f'an edge must be an object such as {{"edge": "m0->logits"}}; got {_kind(row)}')
-            _check_keys(row, required=("edge",), optional=("score",), owner="an edge")
-            edge = Edge.parse(row["edge"])
-            if edge in scores:
-                raise BadCircuit(f"the edge {edge} comes twice; every edge can be in a circuit once")
-            scores[edge] = row.get("score")
+        _check_keys(record, required=_FILE_KEYS, optional=("nodes",), owner="a circuit")
+        scores = {edge: row.get("score") for edge, row in _rows(record["edges"], "edge", Edge.parse).items()}
+        nodes = _rows(record.get("nodes", []), "node", Node.parse)
         known = {edge: score for edge, score in scores.items() if score is not None}
-        return Circuit(Architecture.from_dict(record["architecture"]), scores, known, record["provenance"])
+        of_nodes = {node: row["score"] for node, row in nodes.items()}
+        shape = Architecture.from_dict(record["architecture"])
+        return Circuit(shape, scores, known, record["provenance"], of_nodes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `to_json` to a file, whole or not at all.
@@ -266,8 +296,29 @@ class Circuit:
     def __str__(self) -> str:
         said = [self.provenance.get(name) for name in ("model", "task", "method")]
         made = " · ".join(visible(name) for name in said if isinstance(name, str) and name)
-        what = f"{self.n_edges:,} of {self.n_possible:,} edges between {len(self.nodes):,} nodes ({self.graph})"
+        what = f"{self.size} ({self.graph})"
         return f"{made}: {what}" if made else what
+
+    @property
+    def size(self) -> str:
+        """The circuit's size in words; of edges between features no total, since there is none.
+
+        Example:
+            >>> edges = [Edge.parse("m0.f7->logits"), Edge.parse("m0.err->logits")]
+            >>> Circuit(Architecture(1, 1), edges).size
+            '2 edges of 1 feature and 1 error term'
+        """
+        of_features = sum(edge.of_features for edge in self.edges)
+        components = len(self.nodes) - len(self.features)
+        said = []
+        if of_features < self.n_edges or components > (LOGITS in self.nodes) or not self.features:
+            said.append(f"{self.n_edges - of_features:,} of {self.n_possible:,} edges between {components:,} nodes")
+        if self.features:
+            errors = sum(node.is_error for node in self.features)
+            parts = ((len(self.features) - errors, "feature"), (errors, "error term"))
+            counts = [_counted(number, noun) for number, noun in parts if number]
+            said.append(f"{_counted(of_features, 'edge')} of {' and '.join(counts)}")
+        return "; ".join(said)
 
     def __repr__(self) -> str:
         return f"<Circuit: {self}>"
@@ -306,11 +357,16 @@ def _escape(character: str) -> str:
 
 def _in_order(graph: ComponentGraph, edges: Iterable[Edge]) -> tuple[Edge, ...]:
     numbered: dict[Edge, tuple[int, int]] = {}
+    of_features: set[Edge] = set()
     for edge in edges:
         if not isinstance(edge, Edge):
-            raise BadCircuit(f"expected an Edge; got {_kind(edge)} (Edge.parse reads a name)")
-        numbered[edge] = (graph.number(edge), -1 if edge.position is None else edge.position)
-    return tuple(sorted(numbered, key=numbered.__getitem__))
+            raise BadCircuit(f"expected an Edge; got {shown(edge)} (Edge.parse reads a name)")
+        if edge.of_features:
+            graph.check_edge(edge)
+            of_features.add(edge)
+        else:
+            numbered[edge] = (graph.number(edge), -1 if edge.position is None else edge.position)
+    return (*sorted(numbered, key=numbered.__getitem__), *sorted(of_features, key=order))
 
 
 def _checked_scores(scores: Mapping[Edge, SupportsFloat], *, edges: tuple[Edge, ...]) -> dict[Edge, float]:
@@ -319,79 +375,28 @@ def _checked_scores(scores: Mapping[Edge, SupportsFloat], *, edges: tuple[Edge, 
     if strangers:
         first = min(map(str, strangers))
         raise BadCircuit(f"{len(strangers):,} scores belong to edges that are not in the circuit, such as {first}")
-    return {edge: _finite(scores[edge], edge=edge) for edge in edges if edge in scores}
+    return {edge: _finite(scores[edge], owner=edge) for edge in edges if edge in scores}
 
 
-def _finite(value: SupportsFloat, *, edge: Edge) -> float:
+def _checked_node_scores(graph: ComponentGraph, scores: Mapping[Node, SupportsFloat]) -> dict[Node, float]:
+    """Finite floats in the order of the nodes."""
+    for node in scores:
+        if not isinstance(node, Node):
+            raise BadCircuit(f"node_scores belong to Nodes; got one of {shown(node)} (Node.parse reads a name)")
+        graph.check_node(node)
+    return {node: _finite(scores[node], owner=node) for node in sorted(scores, key=depth)}
+
+
+def _finite(value: SupportsFloat, *, owner: Edge | Node) -> float:
     if isinstance(value, bool | str | bytes) or not isinstance(value, SupportsFloat):
-        raise BadCircuit(f"the score of {edge} must be a number; got {_kind(value)}")
+        raise BadCircuit(f"the score of {owner} must be a number; got {shown(value)}")
     try:
         number = float(value)
     except (ValueError, OverflowError, TypeError) as error:
-        raise BadCircuit(f"the score of {edge} must be a number; {error}") from error
+        raise BadCircuit(f"the score of {owner} must be a number; {error}") from error
     if not math.isfinite(number):
-        raise BadCircuit(f"the score of {edge} must be finite; got {number}, so the run that made it went wrong")
+        raise BadCircuit(f"the score of {owner} must be finite; got {number}, so the run that made it went wrong")
     return number
-
-
-def _checked_provenance(provenance: Mapping[str, Any] | None) -> dict[str, Any]:
-    if provenance is not None and not isinstance(provenance, Mapping):
-        raise BadCircuit(f"the provenance is a table of names and values; got {_kind(provenance)}")
-    return _as_json(provenance or {}, where="provenance", depth=0)
-
-
-def _as_json(value: Any, *, where: str, depth: int) -> Any:
-    """A deep copy as JSON would give it back: dicts with string keys, lists, strings, numbers, booleans and None."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return _joined_surrogates(str(value))
-    if isinstance(value, int):
-        return _short_int(int(value), where=where)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise BadCircuit(f"{where} must be finite; got {value}")
-        return float(value)
-    if depth >= _DEEPEST:
-        raise BadCircuit(f"{where[:200]} is nested more than {_DEEPEST} deep; keep provenance flat")
-    if isinstance(value, Mapping):
-        return _as_object(value, where=where, depth=depth)
-    if isinstance(value, list | tuple):
-        return [_as_json(item, where=f"{where}[{n}]", depth=depth + 1) for n, item in enumerate(value)]
-    raise BadCircuit(
-        f"{where} must be JSON (a string, number, boolean, None, list or table of these); got {_kind(value)}: "
-        f"convert it first, for example with str() or .tolist()"
-    )
-
-
-def _as_object(value: Mapping[Any, Any], *, where: str, depth: int) -> dict[str, Any]:
-    copy: dict[str, Any] = {}
-    for key, item in value.items():
-        if not isinstance(key, str):
-            raise BadCircuit(f"the keys of {where} must be strings; got {_kind(key)}")
-        copy[_joined_surrogates(key)] = _as_json(item, where=f"{where}.{key[:40]!a}", depth=depth + 1)
-    if len(copy) < len(value):
-        raise BadCircuit(f"two keys of {where} are the same text once surrogates are joined; rename one")
-    return copy
-
-
-def _short_int(value: int, *, where: str) -> int:
-    if value.bit_length() > 1024:
-        raise BadCircuit(f"{where} is an integer of {value.bit_length():,} bits; write it as a string")
-    return value
-
-
-def _joined_surrogates(text: str) -> str:
-    """Text in which two surrogates that form a character are that character, as JSON and UTF-16 read them."""
-    if text.isprintable():  # the common case; no surrogate is printable
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
-
-
-def _thawed(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _thawed(item) for key, item in value.items()}
-    return [_thawed(item) for item in value] if isinstance(value, list) else value
 
 
 def _restricted(scores: Mapping[Edge, float], kept: Iterable[Edge]) -> dict[Edge, float]:
@@ -402,11 +407,31 @@ def _score_of(scores: Mapping[Edge, float], edge: Edge) -> dict[str, float]:
     return {"score": scores[edge]} if edge in scores else {}
 
 
-def _depth(node: Node) -> tuple[float, int, int]:
-    """Sort key of the topological order; a group's keys and values come before the heads that use them."""
-    if node.layer is None:
-        return (-math.inf if node.kind == "input" else math.inf, 0, 0)
-    return (node.layer, ("kv", "head", "mlp").index(node.kind), node.index or 0)
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _listed(name: str, rows: list[dict[str, Any]], end: str) -> str:
+    """A list of the file, a row on a line."""
+    text = ",\n    ".join(json.dumps(row, allow_nan=False) for row in rows)
+    return f'  "{name}": [\n    {text}\n  ]{end}' if rows else f'  "{name}": []{end}'
+
+
+def _rows(found: Any, noun: str, parse: Callable[[str], _Part]) -> dict[_Part, dict[str, Any]]:
+    """The rows of a list of the file, by the edges or nodes that they are of."""
+    if not isinstance(found, list):
+        raise BadCircuit(f"'{noun}s' must be a list; got {shown(found)}")
+    owner, example, required, optional = _ROWS[noun]
+    rows: dict[_Part, dict[str, Any]] = {}
+    for row in found:
+        if not isinstance(row, dict):
+            raise BadCircuit(f"{owner} must be an object such as {example}; got {shown(row)}")
+        _check_keys(row, required=required, optional=optional, owner=owner)
+        part = parse(row[noun])
+        if part in rows:
+            raise BadCircuit(f"the {noun} {part} comes twice; every {noun} can be in a circuit once")
+        rows[part] = row
+    return rows
 
 
 def _check_schema(schema: object, *, where: str) -> None:
@@ -427,44 +452,3 @@ def _check_keys(
         said = [f"no {name!r}" for name in missing] + [f"an unknown {name[:40]!a}" for name in unknown[:3]]
         expected = ", ".join([*required, *(f"{name} (optional)" for name in optional)])
         raise BadCircuit(f"{owner} has the keys {expected}; got {' and '.join(said)}")
-
-
-def _unpacked(value: Any, *, name: str) -> Any:
-    """A graph attribute that may be a table or the JSON text of one."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return parsed(value)
-    except BadCircuit as error:
-        raise BadCircuit(f"the graph attribute {name!r} must be a table or its JSON text; {error}") from None
-
-
-def _check_node(graph: ComponentGraph, name: object, attributes: Mapping[str, Any]) -> None:
-    node = Node.parse(cast("str", name))
-    graph.check_node(node)
-    for attribute, true in (("kind", node.kind), ("layer", node.layer), ("index", node.index)):
-        if attributes.get(attribute, true) != true:
-            raise BadCircuit(
-                f"node {node}: its attribute {attribute!r} says {str(attributes[attribute])[:40]!a}, its name {true!r}"
-            )
-
-
-def _edge_from(graph: ComponentGraph, start: str, end: str, attributes: Mapping[str, Any]) -> Edge | None:
-    """The edge that a row of a networkx graph describes; None for a structural one."""
-    source, target = Node.parse(start), Node.parse(end)
-    structural, port = attributes.get("structural", False), attributes.get("port", "")
-    if not isinstance(structural, bool):
-        raise BadCircuit(f"edge {source}->{target}: 'structural' must be True or False; got {_kind(structural)}")
-    if structural:
-        if source.kind != "kv" or target not in graph.query_heads(source):
-            raise BadCircuit(f"edge {source}->{target}: only a group and one of its heads are joined structurally")
-        return None
-    if port not in ("q", "k", "v", "", None):
-        raise BadCircuit(f"edge {source}->{target}: 'port' must be q, k, v or empty; got {str(port)[:40]!a}")
-    return Edge(source, target, cast("Letter | None", port or None), attributes.get("position"))
-
-
-def _kind(value: object) -> str:
-    """A short word for what came, for messages."""
-    shown = ascii(value) if isinstance(value, str | int | float | None) else type(value).__name__
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -10,6 +10,7 @@ graph `reduce`     str        sum or largest
 node  (name)       str        a node's name, "layer 3", or a group's; "input" and "logits" are no layer's
 node  `members`    list[str]  the circuit's nodes that it stands for, in topological order
 node  `layer`      int        the block of all members; absent if they have none in common
+node  `score`      float      the sum of the members' own scores, or that of the largest; absent if none has one
 edge  `edges`      int        how many edges of the circuit it stands for
 edge  `members`    list[str]  their names, in the circuit's order
 edge  `score`      float      the sum of their scores, or the score of the largest importance; absent if none is scored
@@ -53,9 +54,9 @@ def collapse(
 
     Args:
         circuit: To collapse.
-        by: `node` (ports and positions merged), `layer` (heads, groups of keys and values and MLP of a block merged),
-            or names with the nodes of each; nodes of no group stay by themselves. A group may name nodes that the
-            circuit does not have.
+        by: `node` (ports and positions merged, those of features too), `layer` (heads, groups of keys and values, MLP
+            and features of a block merged, those at the embeddings with the input), or names with the nodes of each;
+            nodes of no group stay by themselves. A group may name nodes that the circuit does not have.
         reduce: `sum`, or `largest`: the score of the largest importance, the first of equals.
 
     Returns:
@@ -90,7 +91,9 @@ def collapse(
     for name, nodes in members.items():
         layers = {node.layer for node in nodes}
         common = {"layer": layers.pop()} if len(layers) == 1 and None not in layers else {}
-        graph.add_node(name, members=[str(node) for node in nodes], **common)
+        own = [circuit.node_scores[node] for node in nodes if node in circuit.node_scores]
+        known = {"score": math.fsum(own) if reduce == "sum" else max(own, key=abs)} if own else {}
+        graph.add_node(name, members=[str(node) for node in nodes], **common, **known)
     bundles: dict[tuple[str, str], list[Edge]] = {}
     for edge in circuit.edges:
         bundles.setdefault((place[edge.source], place[edge.target]), []).append(edge)
@@ -123,10 +126,16 @@ def _places(circuit: Circuit, by: str | Groups) -> dict[Node, str]:
     if isinstance(by, Mapping):
         return _grouped(circuit, by)
     if by == "node":
-        return {node: str(node) for node in circuit.nodes}
+        return {node: str(node.everywhere()) for node in circuit.nodes}
     if by == "layer":
-        return {node: str(node) if node.layer is None else f"layer {node.layer}" for node in circuit.nodes}
+        return {node: _layer(node) for node in circuit.nodes}
     raise BadOption(f"expected by to be node, layer, or names with nodes such as {{'movers': [...]}}; got {by!r}")
+
+
+def _layer(node: Node) -> str:
+    if node.layer is not None:
+        return f"layer {node.layer}"
+    return "input" if node.site == "input" else str(node)
 
 
 def _grouped(circuit: Circuit, groups: Groups) -> dict[Node, str]:

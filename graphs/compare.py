@@ -11,6 +11,24 @@ from graphs.errors import BadCircuit
 from graphs.nodes import Edge, Node
 
 
+class NodeRow(NamedTuple):
+    """One node in two circuits.
+
+    Attributes:
+        node: The node.
+        in_a: Whether the first circuit has it.
+        in_b: Whether the second has it.
+        score_a: Its own signed effect in the first; None if it has none there.
+        score_b: The same of the second.
+    """
+
+    node: Node
+    in_a: bool
+    in_b: bool
+    score_a: float | None
+    score_b: float | None
+
+
 class Row(NamedTuple):
     """One edge in two circuits.
 
@@ -47,6 +65,8 @@ class Comparison:
         nodes_both: Nodes of both.
         scores_a: The scores of the first.
         scores_b: The scores of the second.
+        node_scores_a: Those of the first's nodes.
+        node_scores_b: Those of the second's.
     """
 
     only_a: tuple[Edge, ...]
@@ -57,6 +77,8 @@ class Comparison:
     nodes_both: tuple[Node, ...]
     scores_a: Mapping[Edge, float] = field(default_factory=dict, hash=False, repr=False)
     scores_b: Mapping[Edge, float] = field(default_factory=dict, hash=False, repr=False)
+    node_scores_a: Mapping[Node, float] = field(default_factory=dict, hash=False, repr=False)
+    node_scores_b: Mapping[Node, float] = field(default_factory=dict, hash=False, repr=False)
 
     @property
     def edge_jaccard(self) -> float:
@@ -86,6 +108,23 @@ class Comparison:
             Row(edge, in_a, in_b, self.scores_a.get(edge), self.scores_b.get(edge))
             for edges, in_a, in_b in groups
             for edge in edges
+        ]
+
+    def node_rows(self) -> list[NodeRow]:
+        """One row per node of either circuit: those of both, of the first alone, of the second alone.
+
+        Example:
+            >>> shape, node = Architecture(1, 1), Node.parse("m0.f7@3")
+            >>> a, b = (Circuit(shape, [], node_scores={node: score}) for score in (-1.0, -2.0))
+            >>> for row in compare(a, b).node_rows():
+            ...     print(row.node, row.in_a, row.in_b, row.score_a, row.score_b)
+            m0.f7@3 True True -1.0 -2.0
+        """
+        groups = ((self.nodes_both, True, True), (self.nodes_only_a, True, False), (self.nodes_only_b, False, True))
+        return [
+            NodeRow(node, in_a, in_b, self.node_scores_a.get(node), self.node_scores_b.get(node))
+            for nodes, in_a, in_b in groups
+            for node in nodes
         ]
 
     def table(self, *, most: int = 20) -> str:
@@ -158,6 +197,8 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
         nodes_both=tuple(node for node in a.nodes if node in nodes_b),
         scores_a=dict(a.scores),
         scores_b=dict(b.scores),
+        node_scores_a=dict(a.node_scores),
+        node_scores_b=dict(b.node_scores),
     )
 
 

@@ -8,6 +8,10 @@ see a prefix of that list, and an edge's number simple arithmetic:
 
 Nothing here holds weights or scores; it is pure data, the same for every model of one shape.
 
+Features of dictionaries are no components: how many there are is not part of an architecture, so they are not among
+`sources` and `targets`, and edges between them have no number. `has_node`, `check_node` and `check_edge` know them
+(`graphs.features` says which there can be).
+
 Example:
     >>> gpt2_small = ComponentGraph(Architecture(n_layers=12, n_heads=12))
     >>> gpt2_small.n_edges, gpt2_small.n_edges + gpt2_small.n_direct_edges
@@ -26,6 +30,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from graphs.errors import BadArchitecture, UnknownEdge, UnknownNode
+from graphs.features import why_no_node, why_not
 from graphs.nodes import INPUT, LOGITS, Edge, Letter, Node, Port, head, kv, mlp
 
 LARGEST_SIZE: Final = 10_000
@@ -195,8 +200,14 @@ class ComponentGraph:
         """Where `edge` stands in `edges`; its position, if it has one, does not count.
 
         Raises:
-            UnknownEdge: If this architecture has no such edge.
+            UnknownEdge: If this architecture has no such edge, or it is one between features, which have no number.
         """
+        if edge.of_features:
+            self.check_edge(edge)
+            raise UnknownEdge(
+                f"{edge} joins features of dictionaries, which are not among the edges between components that a "
+                f"model's architecture lists"
+            )
         place = self.target_index.get(edge.reads)
         source = self.source_index.get(edge.source)
         if place is None or source is None or source >= self.n_visible[place]:
@@ -236,7 +247,9 @@ class ComponentGraph:
         return tuple(head(group.layer, group.index * share + member) for member in range(share))
 
     def has_node(self, node: Node) -> bool:
-        """Whether `node` writes or reads in this architecture."""
+        """Whether `node` writes or reads in this architecture, or is a feature that a dictionary could have in it."""
+        if node.site is not None:
+            return why_no_node(node, self.architecture) is None
         return node in self.source_index or Port(node, "k" if node.kind == "kv" else None) in self.target_index
 
     def check_node(self, node: Node) -> None:
@@ -249,12 +262,15 @@ class ComponentGraph:
             raise UnknownNode(self._no_node(node))
 
     def check_edge(self, edge: Edge) -> None:
-        """Raise unless this architecture has the edge (at any position).
+        """Raise unless this architecture has the edge (at any position), or could have it between features.
 
         Raises:
             UnknownEdge: With what exists instead.
         """
-        self.number(edge)
+        if not edge.of_features:
+            self.number(edge)
+        elif reason := why_not(edge, self.architecture):
+            raise UnknownEdge(reason)
 
     @cached_property
     def _first_edge(self) -> tuple[int, ...]:
@@ -267,6 +283,8 @@ class ComponentGraph:
 
     def _no_node(self, node: Node) -> str:
         shape = self.architecture
+        if node.site is not None:
+            return f"this model ({self}) has no place for {node}: {why_no_node(node, shape)}"
         layers = _span("m{}", shape.n_layers)
         if node.kind == "neuron":
             return f"{node} is a neuron, and this graph has whole MLPs: use m{node.layer}"

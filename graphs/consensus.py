@@ -9,7 +9,7 @@ from typing import Any
 
 from graphs.circuit import Circuit
 from graphs.errors import BadCircuit, BadOption
-from graphs.nodes import Edge
+from graphs.nodes import Edge, Node
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Consensus:
 
     Attributes:
         circuit: The edges that are in enough of the circuits. Scores are means over the circuits that hold the edge
-            with a score.
+            with a score. So are those of nodes, of nodes at such an edge or with a score in enough of the circuits.
         frequencies: The share of the circuits that hold each edge, for edges that are in some: most frequent first,
             then in order.
     """
@@ -71,8 +71,21 @@ def consensus(circuits: Iterable[Circuit], *, at_least: float = 0.5) -> Consensu
         for edge, score in circuit.scores.items():
             known.setdefault(edge, []).append(score)
     scores = {edge: math.fsum(known[edge]) / len(known[edge]) for edge in kept if edge in known}
+    of_nodes = _node_means(every, at_least=at_least, ends={end for edge in kept for end in (edge.source, edge.target)})
     provenance = _in_common(every) | {"consensus": {"circuits": len(every), "at_least": at_least}}
-    return Consensus(Circuit(every[0].architecture, kept, scores, provenance), shares)
+    return Consensus(Circuit(every[0].architecture, kept, scores, provenance, of_nodes), shares)
+
+
+def _node_means(circuits: Sequence[Circuit], *, at_least: float, ends: set[Node]) -> dict[Node, float]:
+    known: dict[Node, list[float]] = {}
+    for circuit in circuits:
+        for node, score in circuit.node_scores.items():
+            known.setdefault(node, []).append(score)
+    return {
+        node: math.fsum(scores) / len(scores)
+        for node, scores in known.items()
+        if node in ends or len(scores) / len(circuits) >= at_least - 1e-12
+    }
 
 
 def inclusion(circuits: Sequence[Circuit]) -> dict[Edge, float]:

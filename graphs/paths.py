@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, NamedTuple, SupportsIndex
 from graphs.circuit import Circuit
 from graphs.errors import BadCircuit, BadOption
 from graphs.nodes import INPUT, LOGITS, Edge, Node
-from graphs.reach import Reach, led_to
+from graphs.reach import Reach, beginnings
 
 By = Literal["bottleneck", "product"]
 Rank = tuple[Any, ...]
@@ -114,7 +114,8 @@ def paths(
         circuit: Its scores are signed effects; importance = abs(score).
         k: How many at most.
         by: `bottleneck` or `product`.
-        source: Where paths start, at any position; None for the input. From a group, they start in its query heads.
+        source: Where paths start, at any position; None for the input, and with it every feature or error term that no
+            edge of the circuit leads to. From a group, they start in its query heads.
         target: Where they end; None for the logits.
 
     Returns:
@@ -140,7 +141,7 @@ def paths(
             raise BadOption(f"expected a Node as source and target; got {node!r} (Node.parse reads a name)")
         circuit.graph.check_node(node)
     importances = _importances(circuit)
-    found = _best(circuit, importances, ranking, starts=led_to(circuit, start), end=end, most=most)
+    found = _best(circuit, importances, ranking, starts=beginnings(circuit, start), end=end, most=most)
     edges = circuit.edges
     return tuple(Path(tuple(edges[place] for place in each.places), ranking.value(each.rank)) for each in found)
 

@@ -4,6 +4,9 @@ A path goes through a head if it enters at any of its ports; keys and values of 
 heads. A head's query and an MLP carry what they read at one position to the same position, keys and values carry it to
 that position and all later ones.
 
+An edge between features leads from one to the other and no further: their positions are part of them. What a feature
+depends on beside the features that lead to it is not in the circuit, so one that nothing leads to is a beginning.
+
 Positions are bits of an integer: one bit for each position that an edge names and one for each stretch of positions in
 between, which need not be told apart. So a set of positions is one number, and following an edge is a few operations.
 """
@@ -54,6 +57,14 @@ def led_to(circuit: Circuit, node: Node) -> tuple[Node, ...]:
     return (node, *circuit.graph.query_heads(node)) if node.kind == "kv" else (node,)
 
 
+def beginnings(circuit: Circuit, node: Node) -> tuple[Node, ...]:
+    """Where ways from a node begin: there and in the heads of a group; from the input, also in unfed features."""
+    if node != INPUT:
+        return led_to(circuit, node)
+    fed = {edge.target for edge in circuit.edges}
+    return (INPUT, *(feature for feature in circuit.features if feature not in fed))
+
+
 def on_a_path(circuit: Circuit, *, source: Node = INPUT, target: Node = LOGITS) -> tuple[Edge, ...]:
     """The edges of a circuit on a path from one node to another, in their order.
 
@@ -63,7 +74,7 @@ def on_a_path(circuit: Circuit, *, source: Node = INPUT, target: Node = LOGITS) 
     Cost: linear in the number of edges.
     """
     reach = Reach(circuit)
-    reached = dict.fromkeys(led_to(circuit, source), reach.everywhere)
+    reached = dict.fromkeys(beginnings(circuit, source), reach.everywhere)
     alive: dict[Edge, int] = {}
     for edge in circuit.edges:  # in topological order of targets, so `reached` is final for every source
         alive[edge] = reach.after(edge, reached.get(edge.source, 0))

@@ -99,6 +99,7 @@ def pull_tight(routes: Iterable[Route], rows: Sequence[Row], *, width: float, si
         x = [route.start, *(min(max(route.start, low), high) for low, high in limits), route.end]
         free_start, free_end = route.edge.source == INPUT, route.edge.target == LOGITS
         for _ in range(30):
+            before = list(x)
             for place, (low, high) in enumerate(limits, start=1):
                 below, above = heights[place] - heights[place - 1], heights[place + 1] - heights[place]
                 straight = (x[place - 1] * above + x[place + 1] * below) / (below + above)
@@ -107,6 +108,8 @@ def pull_tight(routes: Iterable[Route], rows: Sequence[Row], *, width: float, si
                 x[0] = x[1]
             if free_end:
                 x[-1] = x[-2]
+            if x == before:  # so that further rounds would change nothing
+                break
         route.start, *route.lanes, route.end = x
 
 

@@ -9,10 +9,18 @@ of    attribute      type       meaning and unit
 graph `schema`       str        "wiretrace-circuit/1": the name and version of all this
 graph `architecture` dict       `n_layers`, `n_heads`, `n_kv_heads` (counts), `has_mlp`, `parallel` (bool)
 graph `provenance`   dict       how the circuit was made: any JSON; may be missing
-node  (name)         str        `input`, `a9.h6`, `a3.kv1`, `m3`, `logits`; what `graphs.nodes` spells
-node  `kind`         str        input, head, kv, mlp or logits; follows from the name
-node  `layer`        int        the block, from 0; absent for input and logits; follows from the name
-node  `index`        int        the head or group within the block, from 0; absent for others; follows from the name
+node  (name)         str        `input`, `a9.h6`, `a3.kv1`, `m3`, `m3.f7@5`, `m3.err`, `logits`; what `graphs.nodes`
+                                spells
+node  `kind`         str        input, head, kv, mlp or logits; of dictionaries attn_feature, attn_error, and so with
+                                input, mlp and resid; follows from the name
+node  `layer`        int        the block, from 0; absent for input, what a dictionary finds there, and logits; follows
+                                from the name
+node  `index`        int        the head or group within the block, or the feature within its dictionary, from 0; absent
+                                for others; follows from the name
+node  `position`     int        of features and error terms: the token position, from 0; absent if it is all of them
+                                together; follows from the name
+node  `score`        float      effect of ablating the node, with the sign and unit of edges' scores; finite; absent if
+                                the node has no score of its own
 edge  (key)          str        the port and position, such as "q", "", "q@7", or "structural"; readers pass over it
 edge  `port`         str        "q", "k" or "v": where a head or group reads; "" where the target reads once
 edge  `structural`   bool       True for a group's edge to one of its query heads, which is no edge of the circuit
@@ -42,7 +50,13 @@ if TYPE_CHECKING:
 
 Type = Literal["string", "integer", "double", "boolean"]
 
-NODE_TYPES: Final[dict[str, Type]] = {"kind": "string", "layer": "integer", "index": "integer"}
+NODE_TYPES: Final[dict[str, Type]] = {
+    "kind": "string",
+    "layer": "integer",
+    "index": "integer",
+    "position": "integer",
+    "score": "double",
+}
 """The attributes of nodes with their types, as XML formats call them."""
 
 EDGE_TYPES: Final[dict[str, Type]] = {
@@ -73,13 +87,20 @@ def flat(circuit: Circuit) -> nx.MultiDiGraph[Any]:
     return graph
 
 
-def circuit_of(attributes: Mapping[str, Any], nodes: Iterable[Row] | None, edges: Iterable[Link]) -> Circuit:
+def circuit_of(
+    attributes: Mapping[str, Any],
+    nodes: Iterable[Row] | None,
+    edges: Iterable[Link],
+    *,
+    node_scores: Mapping[str, Any] | None = None,
+) -> Circuit:
     """The circuit that the rows of a graph describe; every reader ends here.
 
     Args:
         attributes: Of the graph.
         nodes: Names and attributes; None for formats that list edges only.
         edges: Source, target and attributes.
+        node_scores: Scores of nodes by name, of formats that list edges only.
 
     Raises:
         BadCircuit: If a node is listed twice, an edge joins a node that is not listed, or `Circuit.from_networkx`
@@ -107,6 +128,8 @@ def circuit_of(attributes: Mapping[str, Any], nodes: Iterable[Row] | None, edges
             if nodes is not None and end not in graph:
                 raise BadCircuit(f"an edge joins {end[:40]!a}, which is not among the nodes")
         graph.add_edges_from([(source, target, found)])
+    for name, score in (node_scores or {}).items():
+        graph.add_node(name, score=score)
     return Circuit.from_networkx(graph)
 
 

@@ -1,6 +1,7 @@
 """Parts of a circuit that are circuits themselves: around a node, between two nodes, or among some nodes.
 
-Scores stay. The provenance says under `subgraph`, as a list of one table per cut, what was cut and from how many edges.
+Scores stay, those of nodes where the node stays: at an edge that stays, or named in the cut. The provenance says under
+`subgraph`, as a list of one table per cut, what was cut and from how many edges.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def around(circuit: Circuit, node: Node, *, hops: int = 1) -> Circuit:
     if far < 1:
         raise BadOption(f"expected a whole number of hops from 1; got {hops!r}")
     kept = _downstream(circuit, node, far) | _upstream(circuit, node, far)
-    return _part(circuit, kept, {"around": str(node), "hops": far})
+    return _part(circuit, kept, {"around": str(node), "hops": far}, named=[node])
 
 
 def between(circuit: Circuit, a: Node, b: Node) -> Circuit:
@@ -57,7 +58,8 @@ def between(circuit: Circuit, a: Node, b: Node) -> Circuit:
 
     Args:
         circuit: To cut from.
-        a: Where paths start, at any position. From a group of keys and values, they start in its query heads.
+        a: Where paths start, at any position. From a group of keys and values, they start in its query heads; from the
+            input, also in features that no edge of the circuit leads to.
         b: Where they end. Nothing leads back, so the order matters.
 
     Raises:
@@ -70,7 +72,8 @@ def between(circuit: Circuit, a: Node, b: Node) -> Circuit:
         m0->a1.h0<q> a1.h0->m1
     """
     _check(circuit, [a, b])
-    return _part(circuit, set(on_a_path(circuit, source=a, target=b)), {"between": [str(a), str(b)]})
+    kept = set(on_a_path(circuit, source=a, target=b))
+    return _part(circuit, kept, {"between": [str(a), str(b)]}, named=[a, b])
 
 
 def only(circuit: Circuit, nodes: Iterable[Node]) -> Circuit:
@@ -103,7 +106,8 @@ def only(circuit: Circuit, nodes: Iterable[Node]) -> Circuit:
     kept = {
         edge for edge in circuit.edges if edge.source in wanted and wanted.intersection(led_to(circuit, edge.target))
     }
-    return _part(circuit, kept, {"only": [str(node) for node in circuit.nodes if node in wanted]})
+    here = [node for node in circuit.nodes if node in wanted]
+    return _part(circuit, kept, {"only": [str(node) for node in here]}, named=here)
 
 
 def _downstream(circuit: Circuit, node: Node, hops: int) -> set[Edge]:
@@ -151,8 +155,10 @@ def _check(circuit: Circuit, nodes: Iterable[Node]) -> list[Node]:
     return checked
 
 
-def _part(circuit: Circuit, kept: Collection[Edge], cut: Mapping[str, Any]) -> Circuit:
+def _part(circuit: Circuit, kept: Collection[Edge], cut: Mapping[str, Any], *, named: Iterable[Node]) -> Circuit:
     earlier = circuit.provenance.get("subgraph", [])
     cuts = [*(earlier if isinstance(earlier, list) else [earlier]), {**cut, "edges_before": circuit.n_edges}]
     scores = {edge: score for edge, score in circuit.scores.items() if edge in kept}
-    return Circuit(circuit.architecture, kept, scores, {**circuit.provenance, "subgraph": cuts})
+    there = {end for edge in kept for end in (edge.source, edge.target)}.union(named)
+    of_nodes = {node: score for node, score in circuit.node_scores.items() if node in there}
+    return Circuit(circuit.architecture, kept, scores, {**circuit.provenance, "subgraph": cuts}, of_nodes)

@@ -104,12 +104,21 @@ class Canvas:
         order: float,
         opacity: float = 1.0,
         edge: float = 0.7,
+        dashes: tuple[float, ...] | None = None,
         name: str | None = None,
     ) -> None:
-        """A filled shape; `edge` is the width of its outline."""
+        """A filled shape; `edge` is the width of its outline, `dashes` are the outline's, in points."""
         from matplotlib.patches import PathPatch
 
-        patch = PathPatch(path, facecolor=fill, edgecolor=outline, linewidth=edge, alpha=opacity, zorder=order)
+        patch = PathPatch(
+            path,
+            facecolor=fill,
+            edgecolor=outline,
+            linewidth=edge,
+            alpha=opacity,
+            zorder=order,
+            linestyle=_dashed(dashes, edge),
+        )
         self._add(patch, name)
 
     def curve(

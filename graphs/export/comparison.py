@@ -21,6 +21,7 @@ from graphs.export.canvas import known_suffix
 from graphs.export.figure import drawn
 from graphs.export.looks import Groups, Line
 from graphs.export.picture import MOST_EDGES, Entry, Picture, assembled, merged, strongest
+from graphs.labels import shared
 from graphs.nodes import Edge
 
 _BOTH: Final = Line("#3A4150", 1.1, 0.9, None, 1.0)
@@ -88,7 +89,7 @@ def compared(
         edge: max((c.scores[edge] for c in (once_a, once_b) if edge in c.scores), key=abs, default=0.0)
         for edge in (*once_a.edges, *once_b.edges)
     }
-    whole = Circuit(a.architecture, scores, scores)
+    whole = Circuit(a.architecture, scores, scores, shared(a, b))
     union = strongest(whole, n=MOST_EDGES)
     look = dict.fromkeys(found.both, _BOTH) | dict.fromkeys(found.only_a, _ONLY_A)
     look |= dict.fromkeys(found.only_b, _ONLY_B)
@@ -169,7 +170,8 @@ def agreed(
         if not (math.isfinite(share) and 0.0 <= share <= 1.0):
             raise BadCircuit(f"expected the share of circuits that have an edge, from 0 to 1; got {share} for {edge}")
     often = {edge: share for edge, share in shares.items() if share > 0.0 and share >= least}
-    whole = Circuit(shape, often, often)
+    made = shared(frequencies.circuit) if isinstance(frequencies, Consensus) else {}
+    whole = Circuit(shape, often, often, made)
     once, names = merged(strongest(whole, n=MOST_EDGES))
     notes = [] if len(often) <= MOST_EDGES else [_cut_note(once, whole)]
     if rare := sum(0.0 < share < least for share in shares.values()):

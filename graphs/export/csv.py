@@ -11,6 +11,8 @@ One row per edge, in the order of the circuit; `port`, `position` and `score` ar
 lines come first: `pandas.read_csv(path, comment="#", keep_default_na=False)` and `read.csv(path, comment.char="#")`
 pass over them.
 
+If nodes have scores of their own, one more comment line, `# node_scores:`, holds a JSON table of them.
+
 Everything round-trips, also through a spreadsheet that keeps the comment lines as rows and all digits of the scores.
 Rows may be taken out, so a list that was cut short between two rows reads as a smaller circuit.
 
@@ -29,19 +31,23 @@ from typing import Any, Final
 from graphs.atomic import read_text, write_text
 from graphs.circuit import SCHEMA, Circuit
 from graphs.errors import BadCircuit
-from graphs.schema import EDGE_TYPES, NESTED, Link, circuit_of, reading, typed
+from graphs.schema import EDGE_TYPES, NESTED, Link, circuit_of, reading, table, typed
 from graphs.strict_json import guarded, parsed
 
 COLUMNS: Final = ("source", "target", "port", "position", "score")
 """The head of the table."""
 
 _FORMULA: Final = ",;=+@"
+_OF_NODES: Final = "node_scores"
 
 
 def dumps(circuit: Circuit) -> str:
     """The circuit as CSV."""
     tables = {"architecture": circuit.architecture.to_dict(), "provenance": dict(circuit.provenance)}
     lines = [f"# schema: {SCHEMA}", *(f"# {name}: {guarded(tables[name], guard=_FORMULA)}" for name in NESTED)]
+    if circuit.node_scores:
+        of_nodes = {str(node): score for node, score in circuit.node_scores.items()}
+        lines.append(f"# {_OF_NODES}: {guarded(of_nodes, guard=_FORMULA)}")
     lines.append(",".join(COLUMNS))
     for edge in circuit.edges:
         score = repr(circuit.scores[edge]) if edge in circuit.scores else ""
@@ -70,10 +76,11 @@ def read(path: str | os.PathLike[str]) -> Circuit:
         lines = text.splitlines()
         first = next((number for number, line in enumerate(lines) if not _is_comment(line)), len(lines))
         attributes = _comments(lines[:first])
+        of_nodes = table(attributes.pop(_OF_NODES, {}), noun=f"the comment {_OF_NODES!r}")
         if not lines[first:] or tuple(_cells(lines[first])) != COLUMNS:
             raise BadCircuit(f"the first line that is no comment must be {','.join(COLUMNS)}")
         edges = [_link(line, number) for number, line in enumerate(lines[first + 1 :], start=first + 2) if line]
-        return circuit_of(attributes, None, edges)
+        return circuit_of(attributes, None, edges, node_scores=of_nodes)
 
 
 def _is_comment(line: str) -> bool:
@@ -103,7 +110,7 @@ def _comments(lines: list[str]) -> dict[str, Any]:
                 raise BadCircuit(f"the comment {line[:60]!a} cannot be read: {error}") from None
         name, colon, value = whole.rstrip(",").removeprefix("#").partition(":")
         name, value = name.strip(), value.strip()
-        if colon and name in ("schema", *NESTED):
+        if colon and name in ("schema", *NESTED, _OF_NODES):
             if name in found:
                 raise BadCircuit(f"the comment {name!r} comes twice")
             found[name] = value if name == "schema" else parsed(value)

@@ -18,6 +18,7 @@ from graphs.atomic import read_text, write_text
 from graphs.circuit import Circuit
 from graphs.errors import BadCircuit
 from graphs.export.grid import places
+from graphs.labels import labels_of
 from graphs.nodes import Node
 from graphs.schema import Link, Row, circuit_of, flat, reading, rows, table
 from graphs.strict_json import parsed
@@ -27,12 +28,14 @@ _HEADER: Final = {"format_version": "1.0", "generated_by": "wiretrace", "target_
 
 def dumps(circuit: Circuit) -> str:
     """The circuit as Cytoscape JSON: pure ASCII, a node or edge on a line."""
-    graph, place = flat(circuit), places(circuit)
+    graph, place, labels = flat(circuit), places(circuit), labels_of(circuit)
     header = {**_HEADER, "directed": True, "multigraph": True, "data": {"name": "circuit", **graph.graph}}
     nodes = []
     for name, found in graph.nodes(data=True):
-        x, y = place[Node.parse(name)]
-        nodes.append({"data": {"id": name, "value": name, "name": name, **found}, "position": {"x": x, "y": -y}})
+        node = Node.parse(name)
+        (x, y), label = place[node], {"label": labels[node]} if node in labels else {}
+        data = {"id": name, "value": name, "name": name, **found, **label}
+        nodes.append({"data": data, "position": {"x": x, "y": -y}})
     edges = [
         {"data": {"id": edge_id(source, target, key), "source": source, "target": target, "key": key, **found}}
         for source, target, key, found in graph.edges(data=True, keys=True)

@@ -14,6 +14,7 @@ In DOT a backslash before a quote cannot be told from an escaped quote, so withi
 
 from __future__ import annotations
 
+import html
 import os
 import re
 from collections.abc import Iterator
@@ -25,10 +26,14 @@ from graphs.circuit import Circuit
 from graphs.errors import BadCircuit
 from graphs.export.figure import LOOK, PORT_COLOURS, largest_importance, line_width, share_of_largest
 from graphs.export.grid import rows
+from graphs.labels import labels_of
+from graphs.nodes import SITES
 from graphs.schema import EDGE_TYPES, NESTED, NODE_TYPES, Link, circuit_of, reading, typed
 from graphs.strict_json import guarded
 
-_SHAPES: Final = {"head": "box", "kv": "box", "mlp": "hexagon", "input": "box", "logits": "box"}
+_STYLES: Final = {"mlp": ', style="filled"'} | {
+    f"{site}_error": ', style="filled,rounded,dashed"' for site in SITES
+}  # others are those of all nodes
 _DEEPEST: Final = 20
 _LINK: Final = 'color="#7A808C", penwidth=0.6, style=dashed, arrowhead=none'
 
@@ -49,6 +54,7 @@ def write(circuit: Circuit, path: str | os.PathLike[str]) -> None:
 
 def _lines(circuit: Circuit) -> Iterator[str]:
     graph, largest = circuit.to_networkx(), largest_importance(circuit)
+    labels = {str(node): label for node, label in labels_of(circuit).items()}
     yield "digraph circuit {"
     yield f'graph [schema="{graph.graph["schema"]}"];'
     for name in NESTED:
@@ -59,8 +65,10 @@ def _lines(circuit: Circuit) -> Iterator[str]:
     yield "edge [arrowsize=0.5];"
     for name, found in graph.nodes(data=True):
         fill, outline, ink = LOOK[found["kind"]]
-        style = ', style="filled"' if found["kind"] == "mlp" else ""
-        looks = f'shape={_SHAPES[found["kind"]]}, fillcolor="{fill}", color="{outline}", fontcolor="{ink}"{style}'
+        shape, style = "hexagon" if found["kind"] == "mlp" else "box", _STYLES.get(found["kind"], "")
+        looks = f'shape={shape}, fillcolor="{fill}", color="{outline}", fontcolor="{ink}"{style}'
+        if name in labels:
+            looks += f", label={_label(name, labels[name])}"
         yield f'"{name}" [{_attributes(found)}, {looks}];'
     for source, target, key, found in graph.edges(data=True, keys=True):
         width = line_width(share_of_largest(found.get("score"), largest))
@@ -80,6 +88,13 @@ def _said(value: str | float) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return _quoted(str(value) if isinstance(value, str) else repr(value))
+
+
+def _label(name: str, label: str) -> str:
+    r"""The text of a box: the name, and what people call the node below it. A backslash would start an escape."""
+    text = html.escape(label.replace("\\", "/").replace('"', "'"), quote=False)
+    text = text.encode("ascii", "xmlcharrefreplace").decode("ascii")  # Graphviz reads them as HTML's
+    return f'"{name}\\n{text}"'
 
 
 def _quoted(plain: str) -> str:

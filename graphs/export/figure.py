@@ -1,10 +1,13 @@
 """The drawing of a circuit, for papers and notebooks: SVG, PDF or PNG.
 
 Boxes with round corners are heads, boxes with pointed ends MLPs, the bars at the bottom and the top the input and the
-logits; `graphs.layout` says where they stand. An edge's colour tells whether it helps or hurts, its width how important
-it is, abs(score); a mark where it arrives tells the port at which it is read. Edges without a score are thin, grey and
-dashed. Text stays text (selectable in SVG, embedded TrueType in PDF), colours can be told apart by colour-blind
-readers, the background is white, and the same circuit gives the same bytes.
+logits; `graphs.layout` says where they stand. Features are small boxes in a row for each site of a dictionary, with a
+column for each position; the outlines of error terms are dashed. Nodes with scores of their own are filled by them.
+
+An edge's colour tells whether it helps or hurts, its width how important it is, abs(score); a mark where it arrives
+tells the port at which it is read. Edges without a score are thin, grey and dashed. Text stays text (selectable in SVG,
+embedded TrueType in PDF), colours can be told apart by colour-blind readers, the background is white, and the same
+circuit gives the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from graphs.circuit import Circuit
 from graphs.export.canvas import METADATA as METADATA
 from graphs.export.canvas import Canvas, known_suffix, pointed_box, rendered, round_box
 from graphs.export.canvas import own_settings as own_settings
-from graphs.export.looks import BAND, FAINT, INK, MARKS, Colouring, Groups, Line, Look
+from graphs.export.looks import BAND, FAINT, INK, MARKS, WALL, Colouring, Groups, Line, Look
 from graphs.export.looks import LOOK as LOOK
 from graphs.export.looks import PORT_COLOURS as PORT_COLOURS
 from graphs.export.looks import arrow as arrow
@@ -32,6 +35,7 @@ from graphs.export.looks import shortened as shortened
 from graphs.export.picture import MOST_EDGES as MOST_EDGES
 from graphs.export.picture import Entry, Picture, picture, text_width
 from graphs.export.picture import strongest as strongest
+from graphs.nodes import INPUT, LOGITS
 
 if TYPE_CHECKING:
     from matplotlib.path import Path
@@ -125,6 +129,8 @@ def _canvas(shown: Picture) -> Canvas:
         _draw_box(canvas, box, shown)
     for node, port in shown.ports:
         _draw_mark(canvas, plan.boxes[node], port)
+    for words in shown.headings:
+        canvas.text(words.text, words.x, words.y, size=sizes.small, colour=shown.looks[INPUT].ink)
     for label in shown.labels:
         wide = text_width(label.text, sizes.small) / 2
         halo = round_box((label.x - wide, label.y - 3), (label.x + wide, label.y + 3), radius=1.0)
@@ -139,14 +145,15 @@ def _canvas(shown: Picture) -> Canvas:
 
 
 def _draw_bands(canvas: Canvas, shown: Picture) -> None:
-    compact = shown.sizes.short
     for number, band in enumerate(shown.plan.bands):
         if number % 2 == 0:
             corners = ((2 - shown.left, band.bottom), (shown.plan.width + 0.6 * shown.right, band.top))
             canvas.shape(round_box(*corners, radius=3.0), fill=BAND, outline="none", order=0)
-        name = f"L{band.layer}" if compact else f"layer {band.layer}"
-        x = (4 if compact else 7) - shown.left
-        canvas.text(name, x, (band.bottom + band.top) / 2, size=shown.sizes.small, colour=FAINT, align="left")
+    for words in shown.margin_texts():
+        canvas.text(words.text, words.x, words.y, size=shown.sizes.small, colour=FAINT, align="left")
+    low, high = shown.plan.boxes[INPUT].top, shown.plan.boxes[LOGITS].bottom
+    for x in shown.walls:
+        canvas.line(((x, low), (x, high)), colour=WALL, width=0.5, order=0.5, dashes=(1.0, 1.6))
 
 
 def _draw_wires(canvas: Canvas, shown: Picture) -> None:
@@ -179,15 +186,18 @@ def _arrow_head(path: Sequence[Point], width: float) -> Path:
 
 
 def _draw_box(canvas: Canvas, box: Box, shown: Picture) -> None:
-    look, text = shown.looks[box.node], shown.sizes.label(box.node)
+    look, text = shown.looks[box.node], shown.text(box.node)
     left, right = box.x - box.width / 2, box.x + box.width / 2
     canvas.shape(
         _outline(look, (left, box.bottom), (right, box.top), cut=0.3 * box.height),
         fill=look.fill,
         outline=look.outline,
         order=4,
+        dashes=look.dashes,
         name=str(box.node),
     )
+    if not text:
+        return
     canvas.text(text, box.x, box.y, size=shown.sizes.font, colour=look.ink)
 
 
@@ -211,7 +221,7 @@ def _draw_entry(canvas: Canvas, entry: Entry, shown: Picture) -> None:
     sample = entry.sample
     if isinstance(sample, Look):
         shape = _outline(sample, low, high, cut=0.36 * size)
-        canvas.shape(shape, fill=sample.fill, outline=sample.outline, order=4)
+        canvas.shape(shape, fill=sample.fill, outline=sample.outline, order=4, dashes=sample.dashes)
     elif isinstance(sample, Line):
         ends = ((x, y), (x + wide, y))
         canvas.line(

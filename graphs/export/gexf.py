@@ -26,6 +26,7 @@ from graphs.export.cytoscape import edge_id
 from graphs.export.figure import LOOK, PORT_COLOURS, largest_importance, line_width, share_of_largest
 from graphs.export.grid import places
 from graphs.export.strict_xml import parsed as parsed_xml
+from graphs.labels import labels_of
 from graphs.nodes import Node
 from graphs.schema import EDGE_TYPES, NESTED, NODE_TYPES, Link, Row, Type, circuit_of, reading, table, typed
 from graphs.strict_json import parsed
@@ -50,18 +51,21 @@ def write(circuit: Circuit, path: str | os.PathLike[str]) -> None:
 
 def _lines(circuit: Circuit) -> Iterator[str]:
     graph, place, largest = circuit.to_networkx(), places(circuit), largest_importance(circuit)
+    labels = labels_of(circuit)
     yield '<?xml version="1.0" encoding="UTF-8"?>'
     yield f'<gexf xmlns="{_NAMESPACE}" xmlns:viz="{_NAMESPACE}/viz" version="1.3">'
     about = json.dumps(graph.graph, allow_nan=False)
     yield f"<meta><creator>Wiretrace</creator><description>{escape(about)}</description></meta>"
     yield '<graph defaultedgetype="directed" mode="static">'
-    yield from _declared("node", NODE_TYPES)
+    used = {"kind", "layer", "index"}.union(*(found for _, found in graph.nodes(data=True)))
+    yield from _declared("node", {name: kind for name, kind in NODE_TYPES.items() if name in used})
     yield from _declared("edge", EDGE_TYPES)
     yield "<nodes>"
     for name, found in graph.nodes(data=True):
         x, y = place[Node.parse(name)]
         looks = f'{_colour(LOOK[found["kind"]][1])}<viz:position x="{x}" y="{y}" z="0.0"/>'
-        yield f'<node id="{name}" label="{name}">{_values(found)}{looks}</node>'
+        called = quoteattr(f"{name} {labels[node]}" if (node := Node.parse(name)) in labels else name)
+        yield f'<node id="{name}" label={called}>{_values(found)}{looks}</node>'
     yield "</nodes>\n<edges>"
     for source, target, key, found in graph.edges(data=True, keys=True):
         score = found.get("score")

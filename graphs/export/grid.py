@@ -20,17 +20,23 @@ UPWARD: Final = 100.0
 def rows(circuit: Circuit) -> list[list[Node]]:
     """The nodes of a circuit by depth, from the input up: groups, heads and MLP of a layer are rows of their own.
 
+    So are the features at each site, with the error term behind them.
+
     Example:
         >>> rows(circuit)
         [[Node('m0')], [Node('logits')]]
     """
     found: list[list[Node]] = []
     for node in circuit.nodes:  # in topological order
-        if found and (found[-1][0].kind, found[-1][0].layer) == (node.kind, node.layer):
+        if found and _depth(found[-1][0]) == _depth(node):
             found[-1].append(node)
         else:
             found.append([node])
     return found
+
+
+def _depth(node: Node) -> tuple[str, int | None]:
+    return f"{node.site} features" if node.site else node.kind, node.layer
 
 
 def places(circuit: Circuit) -> dict[Node, tuple[float, float]]:

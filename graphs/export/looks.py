@@ -35,12 +35,21 @@ MARKS: Final = {"q": "#CC79A7", "k": "#E69F00", "v": "#009E73"}
 INK: Final = "#1F2430"
 FAINT: Final = "#7A808C"
 BAND: Final = "#F4F5F8"
+WALL: Final = "#C4C9D3"
 LOOK: Final = {
     "head": ("#E6EEF7", "#5E7FA6", INK),
     "kv": ("#F3EAF4", "#9A6FA0", INK),
     "mlp": ("#FBF0D5", "#B58A2C", INK),
     "input": ("#3A4150", "#3A4150", "#FFFFFF"),
     "logits": ("#3A4150", "#3A4150", "#FFFFFF"),
+    "input_feature": ("#EFF0F3", "#7A808C", INK),
+    "attn_feature": ("#E6EEF7", "#5E7FA6", INK),
+    "mlp_feature": ("#FBF0D5", "#B58A2C", INK),
+    "resid_feature": ("#E4F1EC", "#4F8F78", INK),
+    "input_error": ("#FFFFFF", "#7A808C", INK),
+    "attn_error": ("#FFFFFF", "#5E7FA6", INK),
+    "mlp_error": ("#FFFFFF", "#B58A2C", INK),
+    "resid_error": ("#FFFFFF", "#4F8F78", INK),
 }
 """How a kind of node looks: fill, outline, text."""
 
@@ -59,6 +68,11 @@ MOST_GROUPS: Final = len(GROUP_LOOKS)
 """More fills than this nobody could tell apart."""
 
 DASHES: Final = (2.4, 1.6)
+SITE_NAMES: Final = {"input": "embed", "attn": "attn", "mlp": "MLP", "resid": "resid"}
+"""What the rows of dictionaries' features are called."""
+
+BOX_DASHES: Final = (1.6, 1.1)
+"""Of the outline of an error term."""
 
 
 class Line(NamedTuple):
@@ -75,12 +89,13 @@ class Line(NamedTuple):
 
 
 class Look(NamedTuple):
-    """How a box looks."""
+    """How a box looks; dashes are those of its outline, in points."""
 
     kind: str
     fill: str
     outline: str
     ink: str
+    dashes: tuple[float, ...] | None = None
 
 
 def effect_line(edge: Edge, score: float | None, largest: float, *, colour: Colouring) -> Line:
@@ -93,6 +108,11 @@ def effect_line(edge: Edge, score: float | None, largest: float, *, colour: Colo
     return Line(
         by_sign if colour == "effect" else PORT_COLOURS[edge.port], line_width(share), line_opacity(share), share=share
     )
+
+
+def largest_effect(circuit: Circuit) -> float:
+    """The largest abs(score) of a node itself; 0 if no node has a score."""
+    return max(map(abs, circuit.node_scores.values()), default=0.0)
 
 
 def largest_importance(circuit: Circuit) -> float:
@@ -148,8 +168,29 @@ def members_of(circuit: Circuit, groups: Groups) -> dict[Node, int]:
 
 def look_of(node: Node, members: Mapping[Node, int], *, grouped: bool) -> Look:
     """The look of a node: its group's, or a plain one where others are in groups, or that of its kind."""
+    dashes = BOX_DASHES if node.is_error else None
     if node in members:
-        return Look(node.kind, *GROUP_LOOKS[members[node]], INK)
+        return Look(node.kind, *GROUP_LOOKS[members[node]], INK, dashes)
     if grouped and node.kind not in ("input", "logits"):
-        return Look(node.kind, *PLAIN)
-    return Look(node.kind, *LOOK[node.kind])
+        return Look(node.kind, *PLAIN, dashes)
+    return Look(node.kind, *LOOK[node.kind], dashes)
+
+
+def tinted(look: Look, score: float | None, largest: float) -> Look:
+    """The same look, filled by the node's own effect: white without one, the deeper the larger."""
+    if look.kind in ("input", "logits"):
+        return look
+    if not score or not largest:
+        return look._replace(fill="#FFFFFF")
+    return look._replace(fill=paler(HELPS if score < 0 else HURTS, 0.12 + 0.43 * math.sqrt(abs(score) / largest)))
+
+
+def paler(colour: str, share: float) -> str:
+    """So much of a colour in white.
+
+    Example:
+        >>> paler("#0072B2", 0.5)
+        '#80B9D9'
+    """
+    parts = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    return "#" + "".join(f"{int(255 + (part - 255) * share + 0.5):02X}" for part in parts)

@@ -14,9 +14,10 @@ Names of nodes and edges are the same as here. What differs:
 * Every head has keys and values of its own. A grouped model's edge into a group is written as one edge per head of
   the group, with an equal share of its score; read back, heads of a group must agree, and their scores are added up.
   That loses nothing of what this project writes; a file that keeps the key of some heads of a group only is refused.
-* There are no positions and no attention-only models; such circuits are refused. So are files that keep some of a
-  node's dimensions only (``neurons``); scores of dimensions are passed over.
-* ``cfg`` does not say how keys are grouped: that and the provenance stand under ``"wiretrace"``, which they pass over.
+* There are no positions, no features of dictionaries and no attention-only models; such circuits are refused. So are
+  files that keep some of a node's dimensions only (``neurons``); scores of dimensions are passed over.
+* ``cfg`` does not say how keys are grouped: that, the provenance and which scores of nodes are the circuit's own stand
+  under ``"wiretrace"``, which they pass over.
 
 The sign. Their score is (corrupt - clean) · gradient of the metric: the metric's predicted change when the edge is
 corrupted, as an effect here. But their scripts hand the *loss* to the method (minus the logit difference), so in files
@@ -142,6 +143,11 @@ def checked(
     shape = circuit.architecture
     if not shape.has_mlp:
         raise BadCircuit("the EAP-IG format has MLPs in every layer; got an attention-only model. Save it as .json.")
+    if circuit.features:
+        raise BadCircuit(
+            f"the EAP-IG format has heads and MLPs, no features of dictionaries; got {circuit.features[0]}. Save the "
+            f"circuit as .json."
+        )
     placed = next((edge for edge in circuit.edges if edge.position is not None), None)
     if placed is not None:
         raise BadCircuit(f"the EAP-IG format has no positions; got the edge {placed}. Save the circuit as .json.")
@@ -151,7 +157,7 @@ def checked(
     every = Circuit(shape, edges or (), edges).scores if edges else {}
     graph = ComponentGraph(shape)
     values: dict[Node, float] = {}
-    for node, score in (nodes or {}).items():
+    for node, score in {**circuit.node_scores, **(nodes or {})}.items():
         graph.check_node(node)
         if node not in graph.source_index:
             raise BadCircuit(f"only nodes that write have scores; got one of {node}")
@@ -172,7 +178,9 @@ def dumps(scored: Scored, *, of_loss: bool = False) -> str:
         | ({"scored": False} if row.score is None else {})
         for edge, row in ungrouped(scored)
     }
-    extra = {"n_kv_heads": shape.n_kv_heads, "provenance": dict(scored.circuit.provenance)}
+    extra: dict[str, Any] = {"n_kv_heads": shape.n_kv_heads, "provenance": dict(scored.circuit.provenance)}
+    if scored.circuit.node_scores:
+        extra["nodes"] = [str(node) for node in scored.circuit.node_scores]
     record = {"cfg": config(scored), "nodes": nodes, "edges": edges, OURS: extra}
     return json.dumps(record, allow_nan=False) + "\n"
 
@@ -229,7 +237,7 @@ def regrouped(
     graph, single = ComponentGraph(shape), _single_heads(shape)
     members: dict[Edge, list[Row]] = {}
     for edge, row in rows.items():
-        single.check_edge(edge)
+        single.number(edge)  # raises for edges that are none, those between features among them
         target = graph.key_value_node(edge.target) if edge.port in ("k", "v") else edge.target
         members.setdefault(Edge(edge.source, target, edge.port), []).append(row)
     kept: list[Edge] = []
@@ -251,7 +259,11 @@ def regrouped(
             graph.check_node(node)
             raise BadCircuit(f"only nodes that write have scores; it has one of {node}")
     provenance = extra.get("provenance", {"method": "read from an EAP-IG graph file"})
-    circuit = Circuit(shape, kept, {edge: scores[edge] for edge in kept if edge in scores}, provenance)
+    own = extra.get("nodes", [])
+    if not isinstance(own, list) or not {str(node) for node in nodes}.issuperset(map(str, own)):
+        raise BadCircuit(f"'nodes' under {OURS!r} must list nodes that have a score in the file")
+    of_nodes = {node: score for node, score in nodes.items() if str(node) in own}
+    circuit = Circuit(shape, kept, {edge: scores[edge] for edge in kept if edge in scores}, provenance, of_nodes)
     ordered = {edge: scores[edge] for edge in sorted(scores, key=graph.number)}
     return Scored(circuit, ordered, dict(nodes), cfg.get("d_model"))
 

@@ -40,11 +40,14 @@ def _rows(circuit: Circuit) -> Iterator[tuple[str, str]]:
         said = circuit.provenance.get(name)
         if isinstance(said, str) and said:
             yield name, visible(said[:_LONGEST])
-    yield "edges", f"{circuit.n_edges:,} of {circuit.n_possible:,}"
+    yield "edges", circuit.size if circuit.features else f"{circuit.n_edges:,} of {circuit.n_possible:,}"
     yield "nodes", f"{len(circuit.nodes):,} ({circuit.graph})"
     ranked = sorted(circuit.scores, key=lambda edge: -abs(circuit.scores[edge]))[:_LISTED]
     if ranked:
         yield "strongest", ", ".join(f"{edge} {circuit.scores[edge]:+.3g}" for edge in ranked)
+    nodes = sorted(circuit.node_scores, key=lambda node: -abs(circuit.node_scores[node]))[:_LISTED]
+    if nodes:
+        yield "strongest nodes", ", ".join(f"{node} {circuit.node_scores[node]:+.3g}" for node in nodes)
 
 
 def _drawing(circuit: Circuit) -> str:

@@ -9,15 +9,17 @@ An edge that a circuit has at several positions is one line with their number, a
 from __future__ import annotations
 
 import textwrap
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, NamedTuple
 
-from graphs.boxes import COMPACT, ROOMY, Point, Sizes
+from graphs.boxes import COMPACT, ROOMY, Point, Sizes, cut
+from graphs.boxes import text_width as text_width
 from graphs.circuit import Circuit, visible
 from graphs.errors import BadOption
 from graphs.export.looks import (
+    BOX_DASHES,
     DASHES,
     GROUP_LOOKS,
     HELPS,
@@ -27,22 +29,30 @@ from graphs.export.looks import (
     MARKS,
     PLAIN,
     PORT_COLOURS,
+    SITE_NAMES,
     UNKNOWN,
     Colouring,
     Groups,
     Line,
     Look,
     effect_line,
+    largest_effect,
     largest_importance,
     line_width,
     look_of,
     members_of,
+    tinted,
 )
+from graphs.features import depth
+from graphs.labels import labels_of
 from graphs.layout import Layout, layout
-from graphs.nodes import Edge, Node
+from graphs.nodes import INPUT, Edge, Node
 
 MOST_EDGES: Final = 1_500
 """Of a larger circuit the strongest edges are drawn, and the figure says so."""
+
+MOST_ALONE: Final = 150
+"""Of more nodes that have a score and no edge the strongest are drawn, likewise."""
 
 _PORT_NAMES: Final = {"q": "query", "k": "key", "v": "value", None: "MLP or logits"}
 _WIDE: Final = 0.62  # width of a character on average, in font sizes
@@ -79,8 +89,9 @@ class Picture:
         labels: The positions of edges, where there is room.
         legend: Its entries, placed.
         title: Its lines.
-        left: Width to the left of the plan, for the names of layers.
+        left: Width to the left of the plan, for the names of layers and sites of dictionaries.
         right: Width to the right.
+        headings: The positions of features, at the feet of their columns.
     """
 
     plan: Layout
@@ -94,6 +105,28 @@ class Picture:
     title: tuple[str, ...]
     left: float
     right: float
+    headings: tuple[Words, ...] = ()
+
+    def text(self, node: Node) -> str:
+        """What is written in the box of a node; where there are columns, the input's box holds their headings."""
+        return "" if self.headings and node == INPUT else self.sizes.label(node)
+
+    @property
+    def walls(self) -> tuple[float, ...]:
+        """The x of the lines between columns."""
+        return tuple((one.right + other.left) / 2 for one, other in pairwise(self.plan.columns))
+
+    def margin_texts(self) -> Iterator[Words]:
+        """The names of layers, then those of sites of dictionaries, by the left end of each."""
+        compact = self.sizes.short
+        x = (4 if compact else 7) - self.left
+        for band in self.plan.bands:
+            name = f"L{band.layer}" if compact else f"layer {band.layer}"
+            yield Words(name, x, (band.bottom + band.top) / 2)
+        for shelf in self.plan.shelves:
+            yield Words(SITE_NAMES[shelf.site], x + (13 if compact else 33), (shelf.bottom + shelf.top) / 2)
+        if self.headings:
+            yield Words("in" if compact else "input", x, self.headings[0].y)
 
     @property
     def row_height(self) -> float:
@@ -128,7 +161,11 @@ def picture(
     largest = largest_importance(once)
     lines = {edge: effect_line(edge, once.scores.get(edge), largest, colour=colour) for edge in once.edges}
     legend = [*_colour_entries(once, colour=colour), *_width_entries(once)]
-    notes = [] if drawn is circuit else [f"The strongest {drawn.n_edges:,} of {circuit.n_edges:,} edges are drawn."]
+    notes = []
+    if drawn.n_edges < circuit.n_edges:
+        notes.append(f"The strongest {drawn.n_edges:,} of {circuit.n_edges:,} edges are drawn.")
+    if drawn is not circuit and len(circuit.node_scores) > len(drawn.node_scores):
+        notes.append(f"{len(drawn.nodes):,} of {len(circuit.nodes):,} nodes are drawn.")
     return assembled(
         once, names, lines, legend=legend, notes=notes, title=title, groups=groups, width=width, marks=colour != "port"
     )
@@ -148,30 +185,47 @@ def assembled(
 ) -> Picture:
     """Lay out a circuit whose edges are without positions, and put legend and labels to it."""
     sizes, left, right = (ROOMY, 40.0, 10.0) if width is None else (COMPACT, 17.0, 5.0)
+    sizes = sizes._replace(labels=labels_of(circuit))
+    if circuit.features:
+        left += 20.0 if sizes.short else 32.0
     members = members_of(circuit, groups or {})
     plan = layout(circuit, width=None if width is None else _inches(width) * 72 - left - right, sizes=sizes)
     ports = tuple(
         sorted({(edge.target, edge.port) for edge in circuit.edges if edge.port and marks}, key=lambda at: str(at))
     )
-    labels = _placed_labels({edge: at for edge, name in names.items() if (at := _at(name))}, plan, sizes)
-    entries = [*legend, *_mark_entries(ports), *_node_entries(circuit, groups or {}, sizes), *_at_entries(names)]
-    if missing := sum(bool(_at(name)) for name in names.values()) - len(labels):
+    labels = _placed_labels({edge: at for edge, name in names.items() if (at := _at(edge, name))}, plan, sizes)
+    tints = marks and not groups and bool(circuit.node_scores)
+    entries = [*legend, *_mark_entries(ports), *_node_entries(circuit, groups or {}, sizes, tints=tints)]
+    entries += _at_entries(names)
+    if missing := sum(bool(_at(edge, name)) for edge, name in names.items()) - len(labels):
         entries.append(Entry(f"{missing:,} such labels have no room."))
     entries += [Entry(note) for note in notes]
     characters = max(12, int((plan.width + left) / (_WIDE * (sizes.small + 2))))
+    foot = plan.boxes[INPUT].y
     return Picture(
         plan=plan,
         sizes=sizes,
         lines=lines,
         names=names,
-        looks={node: look_of(node, members, grouped=bool(groups)) for node in plan.boxes},
+        looks=_looks(circuit, plan, members, grouped=bool(groups), tints=tints),
         ports=ports,
         labels=labels,
         legend=tuple(_in_rows(entries, plan.width, sizes)),
         title=tuple(textwrap.wrap(visible(title), characters)) if title else (),
         left=left,
         right=right,
+        headings=tuple(Words(each.heading, (each.left + each.right) / 2, foot) for each in plan.columns),
     )
+
+
+def _looks(
+    circuit: Circuit, plan: Layout, members: Mapping[Node, int], *, grouped: bool, tints: bool
+) -> dict[Node, Look]:
+    looks = {node: look_of(node, members, grouped=grouped) for node in plan.boxes}
+    if not tints:
+        return looks
+    largest = largest_effect(circuit)
+    return {node: tinted(look, circuit.node_scores.get(node), largest) for node, look in looks.items()}
 
 
 # ------------------------------------------------------------------------------------------------------- edges
@@ -180,13 +234,18 @@ def assembled(
 def strongest(circuit: Circuit, *, n: int) -> Circuit:
     """The circuit itself if it has at most `n` edges, else its `n` most important ones.
 
-    Importance is abs(score); edges without a score come last, ties are broken by the order of the edges.
+    Importance is abs(score); edges without a score come last, ties are broken by the order of the edges. Of nodes that
+    have a score and no edge, the `MOST_ALONE` strongest stay.
     """
-    if circuit.n_edges <= n:
+    ends = {end for edge in circuit.edges for end in (edge.source, edge.target)}
+    if circuit.n_edges <= n and len(ends.union(circuit.node_scores)) <= len(ends) + MOST_ALONE:
         return circuit
     ranked = sorted(circuit.edges, key=lambda edge: -abs(circuit.scores[edge]) if edge in circuit.scores else 1.0)[:n]
     scores = {edge: circuit.scores[edge] for edge in ranked if edge in circuit.scores}
-    return Circuit(circuit.architecture, ranked, scores, circuit.provenance)
+    alone = sorted(circuit.node_scores.keys() - ends, key=lambda node: (-abs(circuit.node_scores[node]), depth(node)))
+    there = {end for edge in ranked for end in (edge.source, edge.target)}.union(alone[:MOST_ALONE])
+    of_nodes = {node: score for node, score in circuit.node_scores.items() if node in there}
+    return Circuit(circuit.architecture, ranked, scores, circuit.provenance, of_nodes)
 
 
 def merged(circuit: Circuit) -> tuple[Circuit, dict[Edge, str]]:
@@ -207,7 +266,7 @@ def merged(circuit: Circuit) -> tuple[Circuit, dict[Edge, str]]:
         if score is not None and abs(score) >= abs(scores.get(here, 0.0)):
             scores[here] = score
     names = {edge: str(edge) + (f"@{','.join(map(str, places))}" if places else "") for edge, places in at.items()}
-    return Circuit(circuit.architecture, at, scores, circuit.provenance), names
+    return Circuit(circuit.architecture, at, scores, circuit.provenance, circuit.node_scores), names
 
 
 def _inches(width: object) -> float:
@@ -219,24 +278,9 @@ def _inches(width: object) -> float:
 # ------------------------------------------------------------------------------------------------------- labels
 
 
-def text_width(text: str, size: float) -> float:
-    """About how wide a text is, in points; never too little for Latin letters in DejaVu Sans."""
-    return size * sum(map(_width_of, text))
-
-
-def _width_of(letter: str) -> float:
-    if letter in "@%mMW…":
-        return 1.0
-    if letter in "ijlrtfI.,:;'|!()[] ":
-        return 0.45
-    if unicodedata.east_asian_width(letter) in "WF":
-        return 1.05
-    return 0.65 if (letter.islower() and letter != "w") or letter in "0123456789-_" else 0.86
-
-
-def _at(name: str) -> str:
-    """The label of an edge with positions: @7, or ×3 for three of them."""
-    _, _, places = name.partition("@")
+def _at(edge: Edge, name: str) -> str:
+    """The label of an edge with positions of its own: @7, or ×3 for three of them."""
+    places = name.removeprefix(str(edge)).removeprefix("@")
     return "" if not places else f"×{places.count(',') + 1}" if "," in places else f"@{places}"
 
 
@@ -319,12 +363,16 @@ def _mark_entries(ports: Iterable[tuple[Node, str]]) -> list[Entry]:
     return [Entry(f"read as {_PORT_NAMES[port]}", port) for port in MARKS if port in there]
 
 
-def _node_entries(circuit: Circuit, groups: Groups, sizes: Sizes) -> list[Entry]:
+def _node_entries(circuit: Circuit, groups: Groups, sizes: Sizes, *, tints: bool) -> list[Entry]:
     kinds = {node.kind for node in circuit.nodes}
     short = " (layer.head)" if sizes.short else ""
     names = {"head": f"head{short}", "kv": "keys and values of a group", "mlp": "MLP"}
-    looks = {kind: Look(kind, *(PLAIN if groups else LOOK[kind])) for kind in names}
+    plain = bool(groups) or tints
+    looks = {kind: Look(kind, *(PLAIN if plain else LOOK[kind])) for kind in names}
     entries = [Entry(name, looks[kind]) for kind, name in names.items() if kind in kinds]
+    entries += _feature_entries(circuit, plain=plain)
+    if tints:
+        entries += _effect_entries(circuit)
     here = set(circuit.nodes)
     for (name, nodes), colours in zip(groups.items(), GROUP_LOOKS, strict=False):
         wanted = {node if isinstance(node, Node) else Node.parse(node) for node in nodes}
@@ -334,8 +382,32 @@ def _node_entries(circuit: Circuit, groups: Groups, sizes: Sizes) -> list[Entry]
     return entries
 
 
+def _feature_entries(circuit: Circuit, *, plain: bool) -> list[Entry]:
+    """Features and error terms; rows tell their sites, so those of several have one sample."""
+    entries = []
+    for is_error, name in ((False, "feature"), (True, "err: what the dictionary misses")):
+        kinds = {node.kind for node in circuit.features if node.is_error == is_error}
+        if kinds:
+            colours = LOOK[kinds.pop()] if len(kinds) == 1 and not plain else PLAIN
+            entries.append(Entry(name, Look("head", *colours, BOX_DASHES if is_error else None)))
+    return entries
+
+
+def _effect_entries(circuit: Circuit) -> list[Entry]:
+    largest = largest_effect(circuit)
+    said = (("node helps", HELPS, min), ("node hurts", HURTS, max))
+    entries = []
+    for name, colour, farthest in said:
+        score = farthest(circuit.node_scores.values())
+        if score and (score < 0) == (colour == HELPS):
+            entries.append(
+                Entry(f"{name} (to {score:+.2g})".replace("-", "\u2212"), tinted(Look("head", *PLAIN), score, largest))
+            )
+    return entries
+
+
 def _at_entries(names: Mapping[Edge, str]) -> list[Entry]:
-    said = {_at(name)[:1] for name in names.values()}
+    said = {_at(edge, name)[:1] for edge, name in names.items()}
     words = {"@": "@7: at position 7 alone", "×": "×3: at 3 positions, the strongest drawn"}
     return [Entry(text) for sign, text in words.items() if sign in said]
 
@@ -353,7 +425,7 @@ def _in_rows(entries: Iterable[Entry], width: float, sizes: Sizes) -> list[Entry
     x, row = 0.0, 0
     for entry in (part for whole in entries for part in _broken(whole, width, sizes)):
         before = 0.0 if entry.sample is None else _sample(sizes) + 4
-        text = _cut(entry.text, width - before, sizes.small)
+        text = cut(entry.text, width - before, sizes.small)
         space = before + text_width(text, sizes.small) + 8
         if x and x + space - 8 > width:
             x, row = 0.0, row + 1
@@ -373,11 +445,3 @@ def _broken(entry: Entry, width: float, sizes: Sizes) -> list[Entry]:
         else:
             lines.append(word)
     return [Entry(line) for line in lines]
-
-
-def _cut(text: str, room: float, size: float) -> str:
-    if text_width(text, size) <= room:
-        return text
-    while text and text_width(f"{text}…", size) > room:
-        text = text[:-1]
-    return f"{text}…"

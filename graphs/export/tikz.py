@@ -20,7 +20,7 @@ from graphs.boxes import PORT_PLACES, Box, Point
 from graphs.circuit import Circuit, visible
 from graphs.export.looks import BAND, FAINT, INK, MARKS, Colouring, Groups, Line, Look, arrow, shortened
 from graphs.export.picture import MOST_EDGES, Picture, picture
-from graphs.nodes import INPUT
+from graphs.nodes import INPUT, LOGITS
 
 _PREAMBLE: Final = r"""\RequirePackage{fix-cm}
 \documentclass[tikz,border=4bp]{standalone}
@@ -165,6 +165,8 @@ def _lines(shown: Picture) -> Iterator[str]:
         yield from _box(box, shown)
     for node, port in shown.ports:
         yield _mark(plan.boxes[node], port)
+    for words in shown.headings:
+        yield _text(escaped(words.text), (words.x, words.y), size=size, colour=shown.looks[INPUT].ink)
     for label in shown.labels:
         place = (label.x, label.y)
         text = _text(escaped(label.text), place, size=size, colour=INK)
@@ -179,7 +181,7 @@ def _lines(shown: Picture) -> Iterator[str]:
 def _colours(shown: Picture) -> set[str]:
     lines = [entry.sample for entry in shown.legend if isinstance(entry.sample, Line)]
     looks = [entry.sample for entry in shown.legend if isinstance(entry.sample, Look)]
-    of_boxes = {colour for look in (*looks, *shown.looks.values()) for colour in look[1:]}
+    of_boxes = {colour for look in (*looks, *shown.looks.values()) for colour in look[1:4]}
     return (
         of_boxes
         | {line.colour for line in (*lines, *shown.lines.values())}
@@ -201,14 +203,16 @@ def _text(text: str, place: Point, *, size: float, colour: str, anchor: str = "c
 
 
 def _bands(shown: Picture) -> Iterator[str]:
-    compact = shown.sizes.short
-    for number, band in enumerate(shown.plan.bands):
-        if number % 2 == 0:
+    for number, words in enumerate(shown.margin_texts()):
+        if number < len(shown.plan.bands) and number % 2 == 0:
+            band = shown.plan.bands[number]
             low, high = (2 - shown.left, band.bottom), (shown.plan.width + 0.6 * shown.right, band.top)
             yield rf"\fill[{_name(BAND)}, rounded corners=3bp] {_point(low)} rectangle {_point(high)};"
-        place = ((4 if compact else 7) - shown.left, (band.bottom + band.top) / 2)
-        name = f"L{band.layer}" if compact else f"layer {band.layer}"
-        yield _text(name, place, size=shown.sizes.small, colour=FAINT, anchor="west")
+        yield _text(words.text, (words.x, words.y), size=shown.sizes.small, colour=FAINT, anchor="west")
+    bottom, top = shown.plan.boxes[INPUT].top, shown.plan.boxes[LOGITS].bottom
+    for x in shown.walls:
+        ends = f"{_point((x, bottom))} -- {_point((x, top))}"
+        yield rf"\draw[{_name(FAINT)}, opacity=0.4, line width=0.5bp, densely dotted] {ends};"
 
 
 def _wires(shown: Picture) -> Iterator[str]:
@@ -226,10 +230,13 @@ def _wires(shown: Picture) -> Iterator[str]:
 
 
 def _stroke(line: Line) -> str:
-    lengths = zip(("on", "off") * 4, line.dashes or (), strict=False)
+    return f"{_name(line.colour)}, line width={line.width:.2f}bp{_pattern(line.dashes)}"
+
+
+def _pattern(dashes: Sequence[float] | None) -> str:
+    lengths = zip(("on", "off") * 4, dashes or (), strict=False)
     pattern = " ".join(f"{word} {length:g}bp" for word, length in lengths)
-    dashes = f", dash pattern={pattern}" if pattern else ""
-    return f"{_name(line.colour)}, line width={line.width:.2f}bp{dashes}"
+    return f", dash pattern={pattern}" if pattern else ""
 
 
 def _curve(path: Sequence[Point]) -> str:
@@ -243,12 +250,14 @@ def _box(box: Box, shown: Picture) -> Iterator[str]:
     look = shown.looks[box.node]
     left, right = box.x - box.width / 2, box.x + box.width / 2
     yield _shape(look, (left, box.bottom), (right, box.top), cut=0.3 * box.height)
-    yield _text(shown.sizes.label(box.node), (box.x, box.y), size=shown.sizes.font, colour=look.ink)
+    if text := shown.text(box.node):
+        yield _text(escaped(text), (box.x, box.y), size=shown.sizes.font, colour=look.ink)
 
 
 def _shape(look: Look, low: Point, high: Point, *, cut: float) -> str:
     (left, bottom), (right, top) = low, high
-    colours = f"fill={_name(look.fill)}, draw={_name(look.outline)}, line width=0.7bp"
+    pattern = _pattern(look.dashes)
+    colours = f"fill={_name(look.fill)}, draw={_name(look.outline)}, line width=0.7bp{pattern}"
     if look.kind != "mlp":
         rounded = 0.45 * cut if look.kind == "kv" else cut
         return rf"\path[{colours}, rounded corners={rounded:.2f}bp] {_point(low)} rectangle {_point(high)};"

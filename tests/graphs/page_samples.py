@@ -34,3 +34,39 @@ def large(n: int = 5_000) -> Circuit:
     graph, rng = ComponentGraph(Architecture(12, 12)), random.Random(0)
     edges = [graph.edge_at(number) for number in rng.sample(range(graph.n_edges), n)]
     return Circuit(graph.architecture, edges, {edge: rng.gauss(0, 1) ** 3 for edge in edges})
+
+
+FEATURES = """
+input.f5@1 -> r0.f3@1 a0.f2@4 r0.err@1
+input.f8@2 -> a0.f2@4 m0.f11@2
+a0.f2@4 -> m0.f40@4 r0.f17@4
+a0.err@4 -> r0.f17@4
+m0.f11@2 -> r0.f3@2
+r0.f3@1 -> a1.f1042@4 r1.f90@4
+r0.f3@2 -> a1.f1042@4
+r0.f17@4 -> r1.f90@4
+a1.f1042@4 -> r1.f90@4 r1.f512@4
+r1.f90@4 -> m2.f900@4 r2.f8@4
+r1.f512@4 -> r2.f8@4
+m2.f900@4 -> r2.f8@4
+m2.err@4 -> r2.f8@4
+r2.f8@4 -> logits
+"""
+MADE = {
+    "labels": {
+        "r0.f3": "plural noun",
+        "a1.f1042@4": "WWWW subject is plural",
+        "r2.f8": HOSTILE,
+        "r1.f512": "複数形の主語",
+    },
+    "tokens": ["<bos>", "The", " keys", " to the", " cabinet"],
+}
+
+
+def over_features(provenance: dict | None = None, *, scored: bool = True) -> Circuit:
+    """Features at three positions, with error terms, and scores of edges and nodes."""
+    parts = [line.split(" -> ") for line in FEATURES.strip().splitlines()]
+    edges = [Edge.parse(f"{source}->{target}") for source, targets in parts for target in targets.split()]
+    scores = {edge: (number - 12) / 8 for number, edge in enumerate(edges)}
+    of_nodes = {edge.source: -score for edge, score in scores.items()} if scored else {}
+    return Circuit(Architecture(3, 4), edges, scores, provenance, of_nodes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import networkx as nx
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphs import Circuit, Edge, export, load
+from graphs import Circuit, Edge, Node, export, load
 from graphs.errors import BadFile, UnknownEdge, WiretraceError
 from graphs.export import csv, cytoscape, gexf
 from graphs.importing import READERS
@@ -328,7 +329,9 @@ def test_rows_are_checked_whatever_the_format() -> None:
 
 
 def test_the_schema_is_what_graphs_hold() -> None:
-    graph = some_circuit().to_networkx()
+    plain, feature = some_circuit(), Node.parse("m0.f7@5")
+    graph = replace(plain, node_scores={feature: -0.5}).to_networkx()
+    assert {key for _, found in plain.to_networkx().nodes(data=True) for key in found} == {"kind", "layer", "index"}
     assert {key for _, found in graph.nodes(data=True) for key in found} == set(NODE_TYPES)
     assert {key for *_, found in graph.edges(data=True) for key in found} == set(EDGE_TYPES)
     assert set(graph.graph) == {"schema", "architecture", "provenance"}

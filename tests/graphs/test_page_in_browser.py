@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from graphs.export import html
-from tests.graphs.page_samples import HOSTILE, NAMES, large, rival, small
+from tests.graphs.page_samples import HOSTILE, MADE, NAMES, large, over_features, rival, small
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -45,6 +45,7 @@ PAGES = {
         {"title": HOSTILE, "groups": {HOSTILE: ["m0"]}, "prompt": html.Prompt([HOSTILE, "b"], HOSTILE, HOSTILE)},
     ),
     "large": (large(), {}),
+    "features": (over_features(MADE), {}),
 }
 
 
@@ -463,3 +464,70 @@ def test_a_notebook_frame_runs_the_page(browser, tmp_path):
     browser.switch_to.frame(0)
     assert browser.execute_script("return wiretrace.shown.length") == 7
     browser.switch_to.default_content()
+
+
+# ------------------------------------------------------------------------------------------------------ features
+
+
+def called(page, name):
+    return page.find(f'.node[data-name="{name}"]')
+
+
+def test_features_have_short_names_and_error_terms_dashes(visit):
+    page = visit("features")
+    assert called(page, "a0.f2@4").text == "f2"
+    assert called(page, "r0.f3@2").text == "f3 plural noun"
+    styles = {
+        node.get_attribute("data-name"): node.value_of_css_property("border-top-style")
+        for node in page.driver.find_elements(By.CSS_SELECTOR, ".node")
+    }
+    assert len(styles) == len(over_features().nodes)
+    assert {name for name, style in styles.items() if style == "dashed"} == {"r0.err@1", "a0.err@4", "m2.err@4"}
+    assert page.js("window.hacked") is None
+
+
+def test_a_feature_says_what_it_is_and_marks_its_position(visit):
+    page = visit("features")
+    called(page, "a1.f1042@4").click()
+    page.rest()
+    assert page.find("#panel h2").text.split("\n") == ["a1.f1042@4", "feature of the attention output"]
+    assert page.find("#panel p.called").text == "WWWW subject is plural"
+    panel = page.find("#panel").text
+    assert "own effect −0.250 (helps)" in panel
+    assert 'layer 1, position 4, " cabinet"' in panel
+    marked = [chip.text for chip in page.driver.find_elements(By.CSS_SELECTOR, ".token.at")]
+    assert [text.strip() for text in marked] == ["The", "keys", "cabinet"]  # those of its neighbours too
+    page.keys(Keys.ARROW_UP)
+    assert page.chosen in ("r1.f90@4", "r1.f512@4")
+
+
+def test_nodes_are_coloured_by_their_own_effect(visit):
+    page = visit("features")
+    assert page.find('[name="node-colour"][value="score"]').is_selected()
+    fills = {name: called(page, name).value_of_css_property("background-color") for name in ("r2.f8@4", "input.f5@1")}
+    assert len(set(fills.values())) == 2
+    assert "node helps" in page.find("#legend").text
+    rows = [row.text.split("\n")[0] for row in page.driver.find_elements(By.CSS_SELECTOR, "#panel tbody tr")]
+    assert rows[0].startswith("input.f5@1")
+    page.js("document.querySelector('[name=node-colour][value=kind]').click()")
+    page.rest()
+    assert "feature of the residual stream" in page.find("#legend").text
+    assert called(page, "r2.f8@4").value_of_css_property("background-color") != fills["r2.f8@4"]
+    assert not visit("plain").find("#by-score").is_displayed()
+
+
+def test_features_are_found_by_what_people_call_them(visit):
+    page = visit("features")
+    page.keys("/", "plural noun")
+    page.rest()
+    assert page.find("#found li").text.startswith("r0.f3@")
+    page.keys(Keys.ENTER)
+    assert page.chosen.startswith("r0.f3@")
+
+
+def test_the_saved_picture_has_sites_columns_and_dashes(visit):
+    root = ElementTree.fromstring(visit("features").js("wiretrace.picture()"))
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"embed", "attn", "MLP", "resid", "1: The", "4: cabinet", "f3 plural noun"} <= set(texts)
+    boxes = list(root.iter("{http://www.w3.org/2000/svg}rect"))
+    assert sum(box.get("stroke-dasharray") is not None for box in boxes) == 3

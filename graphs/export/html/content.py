@@ -6,12 +6,17 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
+from graphs.boxes import ROOMY
 from graphs.circuit import Circuit, visible
 from graphs.errors import BadName, BadOption
+from graphs.export.looks import SITE_NAMES
+from graphs.features import NAMES
+from graphs.labels import labels_of, shared, tokens_of
 from graphs.layout import Layout, Point, layout
-from graphs.nodes import Edge, Node
+from graphs.nodes import INPUT, Edge, Node
 
 SCALE: Final = 2.0
 """CSS pixels to a point of the layout when the page is neither zoomed in nor out."""
@@ -49,8 +54,10 @@ def content(
     if title is not None and not isinstance(title, str):
         raise BadOption(f"title is a text; got {type(title).__name__}")
     shown = circuit if other is None else _union(circuit, other)
-    plan = _Plan(layout(shown))
+    plan = _Plan(layout(shown), labels_of(shown))
     roles, role_of = _roles(groups, shown)
+    if prompt is None and shown.features:
+        prompt = tokens_of(shown) or None
     example = _prompt(prompt)
     bands = plan.layout.bands
     number = {node: place for place, node in enumerate(shown.nodes)}
@@ -62,13 +69,13 @@ def content(
         "font": round(_FONT * min(plan.across / SCALE, 1.5), 1),
         "bands": [[band.layer, *(plan.point((0.0, y))[1] for y in (band.top, band.bottom))] for band in bands],
         "links": [[plan.point(start), plan.point(end)] for start, end in plan.layout.links],
-        "nodes": [_node_row(plan, node, role_of.get(node)) for node in shown.nodes],
+        "nodes": [_node_row(plan, node, role_of.get(node)) | _own(plan, node, circuit, other) for node in shown.nodes],
         "edges": _edge_rows(plan, number, circuit, other),
         "roles": roles,
         "prompt": example,
         "attention": _patterns(attention, shown, n_tokens=None if example is None else len(example["tokens"])),
         "provenance": [_made(each) for each in (circuit, other) if each is not None],
-    }
+    } | _places(plan, shown)
 
 
 def _named(circuit: Circuit) -> str:
@@ -86,7 +93,10 @@ def _union(circuit: Circuit, other: Circuit) -> Circuit:
             "write a page for each"
         )
     scores = {**other.scores, **circuit.scores}
-    return replace(circuit, edges=(*circuit.edges, *other.edges), scores=scores)
+    of_nodes = {**other.node_scores, **circuit.node_scores}
+    made = {**circuit.provenance, **shared(circuit, other)}
+    edges = (*circuit.edges, *other.edges)
+    return replace(circuit, edges=edges, scores=scores, provenance=made, node_scores=of_nodes)
 
 
 def _made(circuit: Circuit) -> list[list[str]]:
@@ -101,8 +111,10 @@ def _made(circuit: Circuit) -> list[list[str]]:
 class _Plan:
     """A layout in CSS pixels, y downward, stretched sideways where it is much taller than wide."""
 
-    def __init__(self, plan: Layout) -> None:
+    def __init__(self, plan: Layout, labels: Mapping[Node, str]) -> None:
         self.layout = plan
+        self.labels = labels
+        self.sizes = ROOMY._replace(labels=labels)
         self.across = SCALE * min(max(1.0, plan.height / plan.width), _WIDEST)
 
     def exact(self, point: Point) -> Point:
@@ -119,6 +131,37 @@ def _node_row(plan: _Plan, node: Node, role: int | None) -> dict[str, Any]:
     row |= {"role": role} if role is not None else {}
     x, y = plan.point((box.x, box.y))
     return row | {"x": x, "y": y, "w": round(plan.across * box.width, 1), "h": round(SCALE * box.height, 1)}
+
+
+def _own(plan: _Plan, node: Node, circuit: Circuit, other: Circuit | None) -> dict[str, Any]:
+    """What a node has beyond a name and a place: a text of its own for its box, a position, scores."""
+    row: dict[str, Any] = {}
+    if node in plan.labels:
+        row["called"] = plan.labels[node]
+    if node.site is not None or node in plan.labels:
+        row["text"] = plan.sizes.label(node)
+    if node.site is not None:
+        row |= {"site": NAMES[node.site]}
+        row |= {name: value for name in ("index", "position") if (value := getattr(node, name)) is not None}
+    scores = [None if each is None else each.node_scores.get(node) for each in (circuit, other)]
+    known = [score for score in scores if score is not None]
+    return row | ({"score": known[0], "scores": scores} if known else {})
+
+
+def _places(plan: _Plan, circuit: Circuit) -> dict[str, Any]:
+    """The sites of dictionaries and the positions of features, if there are some."""
+    where = plan.layout
+    if not where.shelves:
+        return {}
+    bar = where.boxes[INPUT]
+    foot = bar.bottom - 0.6 * bar.height if INPUT in circuit.nodes else bar.y
+    heights = [((each.bottom + each.top) / 2, SITE_NAMES[each.site]) for each in where.shelves]
+    middles = [((each.left + each.right) / 2, each.heading) for each in where.columns]
+    return {
+        "shelves": [[name, plan.point((0.0, y))[1]] for y, name in heights],
+        "columns": [[heading, plan.point((x, foot))] for x, heading in middles],
+        "walls": [plan.point(((one.right + two.left) / 2, 0.0))[0] for one, two in pairwise(where.columns)],
+    }
 
 
 def _edge_rows(plan: _Plan, number: Mapping[Node, int], circuit: Circuit, other: Circuit | None) -> list[list[Any]]:

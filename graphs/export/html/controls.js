@@ -58,6 +58,8 @@ function listenToControls() {
   });
   byId('compare').hidden = byId('by-circuit').hidden = !comparing;
   byId('by-role').hidden = !data.roles.length;
+  byId('by-score').hidden = !nodeSizes.length;
+  if (nodeSizes.length) document.querySelector('[name="node-colour"][value="score"]').checked = true;
   if (comparing) document.querySelector('[name="edge-colour"][value="circuit"]').checked = true;
   if (data.roles.length) { state.nodeColour = 'role'; document.querySelector('[name="node-colour"][value="role"]').checked = true; }
   byId('closer').addEventListener('click', () => zoom(1.3));
@@ -88,13 +90,13 @@ function lookUp() {
   hits = [];
   if (words) {
     const rate = (name) => (name === words ? 0 : name.startsWith(words) ? 1 : 2);
-    const matching = (list) => list.filter((item) => item.name.toLowerCase().includes(words));
+    const matching = (list) => list.filter((item) => `${item.name} ${item.called ?? ''}`.toLowerCase().includes(words));
     hits = matching(nodes).sort((one, two) => rate(one.name) - rate(two.name)).slice(0, 12);
     if (hits.length < 12) hits.push(...matching(ranked).slice(0, 12 - hits.length));
   }
   at = 0;
   found.replaceChildren(...hits.map((hit, place) => {
-    const row = make('li', '', hit.name, make('small', '', hit.source ? format(hit.score) : kindWord(hit)));
+    const row = make('li', '', hit.name, make('small', '', hit.source ? format(hit.score) : hit.called ?? kindWord(hit)));
     row.id = `hit-${place}`;
     row.setAttribute('role', 'option');
     row.addEventListener('pointerdown', (event) => { event.preventDefault(); take(hit); });
@@ -160,7 +162,7 @@ function listenToKeys() {
     }[event.key];
     if (act) { event.preventDefault(); act(); return; }
     if (!event.key.startsWith('Arrow') || !(event.target.closest('.stage') || event.target === document.body)) return;
-    const from = event.target.closest('.node') ? nodeNamed.get(event.target.textContent) : state.chosen;
+    const from = event.target.closest('.node') ? nodeNamed.get(event.target.closest('.node').dataset.name) : state.chosen;
     const to = from ? neighbour(from, event.key) : nodes[0];
     if (!nodes.length) return;
     event.preventDefault();
@@ -173,7 +175,7 @@ function listenToKeys() {
 function start() {
   byId('title').textContent = data.title;
   byId('summary').textContent = comparing ? `A: ${data.summaries[0]}\nB: ${data.summaries[1]}` : data.summaries[0];
-  byId('nothing').hidden = edges.length > 0;
+  byId('nothing').hidden = edges.length + nodes.length > 0;
   placeNodes();
   showPrompt();
   showMade();

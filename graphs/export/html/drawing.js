@@ -73,7 +73,7 @@ function ask(event, place) {
     stage.classList.toggle('over-edge', Boolean(edge));
     if (edge !== state.hoveredEdge) { state.hoveredEdge = edge; light(); }
     if (edge) showTip(`${edge.name}\n${scoreText(edge)}`, place);
-    else if (onNode && view.k < 0.75) showTip(onNode.textContent, place);
+    else if (onNode && (view.k < 0.75 || onNode.textContent !== onNode.dataset.name)) showTip(nodeText(nodeNamed.get(onNode.dataset.name)), place);
     else hideTip();
   });
 }
@@ -82,6 +82,19 @@ function scoreText(edge) {
   if (!comparing) return edge.score === null ? 'no score' : `${format(edge.score)} (${signWord(edge.score)})`;
   const parts = [['A', edge.a, 1], ['B', edge.b, 2]].map(([name, score, bit]) => `${name}: ${edge.where & bit ? format(score) : 'not in it'}`);
   return parts.join('   ');
+}
+
+/** What the box of a node has no room for. */
+function nodeText(node) {
+  const said = [node.called ? `${node.name}  ${node.called}` : node.name];
+  if (node.site) said.push(kindWord(node));
+  if (node.score !== undefined) said.push(nodeScoreText(node));
+  return said.join('\n');
+}
+
+function nodeScoreText(node) {
+  if (!comparing) return `${format(node.score)} (${signWord(node.score)})`;
+  return node.scores.map((score, place) => `${'AB'[place]}: ${score === null ? 'no score' : format(score)}`).join('   ');
 }
 
 function showTip(text, [x, y]) {
@@ -114,6 +127,9 @@ function picture() {
     part('rect', { x: -LEFT, y: top, width: data.width + LEFT, height: bottom - top, rx: 6, fill: palette.band }),
     part('text', { x: -LEFT + 10, y: (top + bottom) / 2 + 4, 'font-size': 12, fill: palette.soft }, `layer ${number}`),
   ));
+  shelves.forEach(([name, y]) => world.append(part('text', { x: -LEFT + 72, y: y + 4, 'font-size': 12, fill: palette.soft }, name)));
+  columns.forEach(([heading, [x, y]]) => world.append(part('text', { x, y: y + 4, 'font-size': 12, 'text-anchor': 'middle', fill: palette.soft }, heading)));
+  (data.walls || []).forEach((x) => world.append(part('path', { d: `M${x} 40V${data.height - 30}`, stroke: palette.soft, opacity: 0.5, 'stroke-dasharray': '2 4' })));
   data.links.forEach(([start, end]) => world.append(part('path', { d: `M${start}L${end}`, stroke: palette.soft, 'stroke-dasharray': '3 3', fill: 'none' })));
   const focus = new Set(standingOut());
   const wires = part('g', { transform: 'scale(0.1)', fill: 'none' });
@@ -132,12 +148,13 @@ function pictured(edge, clear) {
 
 function boxed(node) {
   const group = part('g', { opacity: node.element.classList.contains('faint') ? 0.3 : 1 });
-  const bar = node.kind === 'input' || node.kind === 'logits';
+  const bar = isBar(node);
   const tone = nodeTone(node);
-  const fill = bar ? palette.bar : mixed(tone, palette.surface, 0.17);
+  const fill = bar ? palette.bar : mixed(tone, palette.surface, nodeDepth(node));
+  const dashes = isError(node) ? { 'stroke-dasharray': '4 3' } : {};
   group.append(
-    part('rect', { x: node.x - node.w / 2, y: node.y - node.h / 2, width: node.w, height: node.h, rx: node.kind === 'mlp' ? 3 : 8, fill, stroke: tone, 'stroke-width': 1.5 }),
-    part('text', { x: node.x, y: node.y + 0.35 * data.font, 'font-size': data.font, 'text-anchor': 'middle', fill: bar ? palette['bar-ink'] : palette.ink }, node.name),
+    part('rect', { x: node.x - node.w / 2, y: node.y - node.h / 2, width: node.w, height: node.h, rx: node.kind === 'mlp' ? 3 : 8, fill, stroke: tone, 'stroke-width': 1.5, ...dashes }),
+    part('text', { x: node.x, y: node.y + 0.35 * data.font, 'font-size': data.font, 'text-anchor': 'middle', fill: bar ? palette['bar-ink'] : palette.ink }, node.text ?? node.name),
   );
   return group;
 }

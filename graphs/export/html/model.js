@@ -33,9 +33,14 @@ const ranked = [...edges].sort(stronger);
 const sizes = edges.filter((edge) => edge.size !== null).map((edge) => edge.size).sort((one, two) => one - two);
 const largest = sizes.length ? sizes[sizes.length - 1] : 0;
 const nUnscored = edges.length - sizes.length;
+const nodeSizes = nodes.filter((node) => node.score !== undefined).map((node) => Math.abs(node.score));
+const largestNode = Math.max(0, ...nodeSizes);
+const strongestNodes = nodes.filter((node) => node.score !== undefined).sort((one, two) => Math.abs(two.score) - Math.abs(one.score));
+const isError = (node) => node.kind.endsWith('_error');
+const isBar = (node) => node.kind === 'input' || node.kind === 'logits';
 
 const state = {
-  least: 0, signed: true, edgeColour: comparing ? 'circuit' : 'sign', nodeColour: 'kind',
+  least: 0, signed: true, edgeColour: comparing ? 'circuit' : 'sign', nodeColour: nodeSizes.length ? 'score' : 'kind',
   show: { 1: true, 2: true, 3: true }, chosen: null, chosenEdge: null, hovered: null, hoveredEdge: null, query: null,
 };
 let crowd = 1; // where many edges lie over one another, each is fainter
@@ -75,6 +80,10 @@ const signWord = (score) => (score === null ? 'no score' : score < 0 ? 'helps' :
 
 const PORTS = { q: ['#0072b2', '#56b4e9', 'query'], k: ['#d55e00', '#f5873d', 'key'], v: ['#009e73', '#35c79b', 'value'], '': ['#666b73', '#a0a7b3', 'MLP or logits'] };
 const KINDS = { head: ['#4f7cb0', '#7fb0ea', 'head'], kv: ['#9a6fa0', '#cf9fd6', 'key/value group'], mlp: ['#b58a2c', '#e0b750', 'MLP'], neuron: ['#b58a2c', '#e0b750', 'neuron'] };
+[['input', '#7a808c', '#a4acba', 'embeddings'], ['attn', '#4f7cb0', '#7fb0ea', 'attention output'], ['mlp', '#b58a2c', '#e0b750', 'MLP output'], ['resid', '#4f8f78', '#6fc0a2', 'residual stream']].forEach(([site, light, night, name]) => {
+  KINDS[`${site}_feature`] = [light, night, `feature of the ${name}`];
+  KINDS[`${site}_error`] = [light, night, `error term of the ${name}`];
+});
 const ROLES = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#7a5195', '#8a6d3b', '#5f7f3a', '#b0413e'];
 const LAYERS = ['#440154', '#46307e', '#365c8d', '#277f8e', '#1fa187', '#4ac16d', '#a0da39', '#e0c71f'];
 let dark = false;
@@ -105,10 +114,17 @@ function layerColour(layer) {
 }
 
 function nodeTone(node) {
-  if (node.kind === 'input' || node.kind === 'logits') return palette.bar;
-  if (state.nodeColour === 'layer') return layerColour(node.layer);
+  if (isBar(node)) return palette.bar;
+  if (state.nodeColour === 'layer') return node.layer === undefined ? palette.unscored : layerColour(node.layer);
+  if (state.nodeColour === 'score') return !node.score ? palette.unscored : !state.signed ? palette.plain : node.score < 0 ? palette.helps : palette.hurts;
   if (state.nodeColour === 'role') return node.role === undefined ? palette.unscored : roleColour(node.role);
   return KINDS[node.kind][dark ? 1 : 0];
+}
+
+/** How much of a node's colour its box is filled with: by its own effect, if nodes are coloured so. */
+function nodeDepth(node) {
+  if (state.nodeColour !== 'score') return 0.17;
+  return node.score ? 0.14 + 0.44 * Math.sqrt(Math.abs(node.score) / largestNode) : 0;
 }
 
 function roleColour(role) {

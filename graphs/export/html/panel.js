@@ -16,13 +16,31 @@ function showPanel() {
   panel.replaceChildren();
   if (state.chosen) describeNode(state.chosen);
   else if (state.chosenEdge) describeEdge(state.chosenEdge);
-  else panel.append(make('p', 'muted', 'Select a node or an edge to see its scores and neighbours.'));
+  else describeAll();
   showPattern();
+}
+
+/** While nothing is selected: the nodes that matter most, if nodes have scores. */
+function describeAll() {
+  panel.append(make('p', 'muted', 'Select a node or an edge to see its scores and neighbours.'));
+  if (!strongestNodes.length) return;
+  panel.append(make('h3', '', strongestNodes.length > 12 ? 'The strongest nodes' : 'Nodes by their own effect'));
+  const body = make('tbody');
+  strongestNodes.slice(0, 12).forEach((node) => {
+    const signed = state.signed && node.score ? ` ${node.score < 0 ? 'helps' : 'hurts'}` : '';
+    body.append(make('tr', '', null, make('td', '', null, link(node)), make('td', `number${signed}`, format(node.score))));
+  });
+  panel.append(make('table', '', null, body));
 }
 
 function describeNode(node) {
   panel.append(make('h2', '', node.name, make('small', '', kindWord(node))));
-  const facts = [node.layer === undefined ? null : `layer ${node.layer}`, node.role === undefined ? null : data.roles[node.role]];
+  if (node.called) panel.append(make('p', 'called', node.called));
+  if (node.score !== undefined) panel.append(make('p', '', `own effect ${nodeScoreText(node)}`));
+  const facts = [
+    node.layer === undefined ? null : `layer ${node.layer}`, node.position === undefined ? null : positionText(node.position),
+    node.role === undefined ? null : data.roles[node.role],
+  ];
   const said = facts.filter((fact) => fact !== null).join(', ');
   if (said) panel.append(make('p', 'muted', said));
   const own = data.attention[node.name];
@@ -55,6 +73,7 @@ function positionText(position) {
 
 function link(node) {
   const button = make('button', 'link', node.name);
+  if (node.called) button.append(make('small', 'called', ` ${node.called}`));
   button.type = 'button';
   button.addEventListener('click', () => { choose(node); reveal(node); panel.focus({ preventScroll: true }); });
   button.addEventListener('pointerenter', () => { state.hovered = node; light(); });
@@ -65,7 +84,8 @@ function link(node) {
 /** Edges as rows, in the order given; `end` is the column of the neighbour, or null for both ends. */
 function edgeTable(list, end) {
   const positions = list.some((edge) => edge.position !== null);
-  const columns = [...(end ? [end === 'target' ? 'to' : 'from'] : ['from', 'to']), 'port', ...(positions ? ['at'] : [])];
+  const ports = list.some((edge) => !edge.source.site); // features are read at one place
+  const columns = [...(end ? [end === 'target' ? 'to' : 'from'] : ['from', 'to']), ...(ports ? ['port'] : []), ...(positions ? ['at'] : [])];
   const head = make('tr');
   const scores = comparing ? ['A', 'B'] : [state.signed ? 'score' : '|score|'];
   columns.forEach((name) => head.append(heading(name)));
@@ -74,7 +94,7 @@ function edgeTable(list, end) {
   for (const edge of list) {
     const row = make('tr');
     (end ? [edge[end]] : [edge.source, edge.target]).forEach((node) => row.append(make('td', '', null, link(node))));
-    row.append(make('td', '', edge.port || '\u2013'));
+    if (ports) row.append(make('td', '', edge.port || '\u2013'));
     if (positions) row.append(make('td', '', edge.position === null ? 'all' : `@${edge.position}`));
     if (comparing) [[edge.a, 1], [edge.b, 2]].forEach(([score, bit]) => row.append(scoreCell(edge, score, Boolean(edge.where & bit))));
     else row.append(scoreCell(edge, edge.score, true));
@@ -132,7 +152,7 @@ function showLegend() {
     mark.style.setProperty('--tone', colour);
     box.append(make('span', '', null, mark, text));
   };
-  if (!edges.length) { box.hidden = true; return; }
+  if (!edges.length && !nodes.length) { box.hidden = true; return; }
   if (state.edgeColour === 'circuit') {
     [['only-a', 'only in A'], ['only-b', 'only in B'], ['both', 'in both']].forEach(([name, text]) => entry('stroke', palette[name], text));
   } else if (state.edgeColour === 'port') {
@@ -153,9 +173,14 @@ function nodeLegend(entry) {
     data.roles.forEach((role, number) => { if (nodes.some((node) => node.role === number)) entry('box', roleColour(number), role); });
   } else if (state.nodeColour === 'layer') {
     if (layers.length) { entry('box', layerColour(layers[0]), `layer ${layers[0]}`); entry('box', layerColour(layers[layers.length - 1]), `layer ${layers[layers.length - 1]}`); }
+  } else if (state.nodeColour === 'score') {
+    if (!state.signed) { entry('box deep', palette.plain, 'node with an effect'); return; }
+    if (strongestNodes.some((node) => node.score < 0)) entry('box deep', palette.helps, 'node helps');
+    if (strongestNodes.some((node) => node.score > 0)) entry('box deep', palette.hurts, 'node hurts');
+    if (nodes.some(isError)) entry('box dashed', palette.soft, 'error term');
   } else {
     const used = new Set(nodes.map((node) => node.kind));
-    Object.entries(KINDS).forEach(([kind, look]) => { if (used.has(kind)) entry('box', look[dark ? 1 : 0], look[2]); });
+    Object.entries(KINDS).forEach(([kind, look]) => { if (used.has(kind)) entry(kind.endsWith('_error') ? 'box dashed' : 'box', look[dark ? 1 : 0], look[2]); });
   }
 }
 

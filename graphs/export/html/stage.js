@@ -8,7 +8,9 @@ const drawn = { x: 0, y: 0, k: 1 }; // the view at which the canvas was last dra
 const timing = { draw: 0, frame: 0, find: 0, draws: 0 };
 const QUICK = 800; // so many edges can be redrawn in every frame
 const MARGIN = 24;
-const LEFT = 84; // room for the names of the layers
+const shelves = data.shelves || [];
+const columns = data.columns || [];
+const LEFT = shelves.length ? 132 : 84; // room for the names of the layers, and of the places of dictionaries
 let ratio = 1;
 let settle = 0;
 let wanted = false;
@@ -18,15 +20,16 @@ for (const edge of edges) edge.path = new Path2D(edge.curve);
 
 function placeNodes() {
   nodes.forEach((node) => {
-    const bar = node.kind === 'input' || node.kind === 'logits';
-    const element = make('button', `node ${node.kind}${bar ? ' bar' : ''}`, node.name);
+    const element = make('button', `node ${node.kind}${isBar(node) ? ' bar' : ''}${isError(node) ? ' error' : ''}`, node.text ?? node.name);
     element.type = 'button';
+    element.dataset.name = node.name;
     element.tabIndex = node.number === 0 ? 0 : -1;
     Object.assign(element.style, {
       left: `${node.x - node.w / 2}px`, top: `${node.y - node.h / 2}px`, width: `${node.w}px`, height: `${node.h}px`,
       fontSize: `${data.font}px`,
     });
-    element.setAttribute('aria-label', `${node.name}: ${kindWord(node)}, ${count(node.incoming.length)} edges in, ${count(node.outgoing.length)} out`);
+    const called = node.called ? ` (${node.called})` : '';
+    element.setAttribute('aria-label', `${node.name}${called}: ${kindWord(node)}, ${count(node.incoming.length)} edges in, ${count(node.outgoing.length)} out`);
     element.addEventListener('click', (event) => { if (!dragged || event.detail === 0) choose(node); });
     element.addEventListener('pointerenter', () => { state.hovered = node; light(); });
     element.addEventListener('pointerleave', () => { state.hovered = null; light(); });
@@ -38,6 +41,7 @@ function placeNodes() {
 }
 
 function kindWord(node) {
+  if (node.site) return `${isError(node) ? 'error term' : 'feature'} of the ${node.site}`;
   return { input: 'input', logits: 'logits', head: 'attention head', kv: 'key/value group', mlp: 'MLP', neuron: 'neuron' }[node.kind];
 }
 
@@ -51,7 +55,8 @@ function paintNodes() {
   visible.forEach((edge) => { touched.add(edge.source); touched.add(edge.target); });
   for (const node of nodes) {
     node.element.style.setProperty('--tone', nodeTone(node));
-    node.element.classList.toggle('faint', !touched.has(node));
+    node.element.style.setProperty('--depth', `${(100 * nodeDepth(node)).toFixed(1)}%`);
+    node.element.classList.toggle('faint', !touched.has(node) && node.incoming.length + node.outgoing.length > 0);
   }
 }
 
@@ -77,8 +82,7 @@ function zoom(factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2) {
 function reveal(node) {
   const x = node.x * view.k + view.x;
   const y = node.y * view.k + view.y;
-  const bar = node.kind === 'input' || node.kind === 'logits';
-  const dx = bar ? 0 : x < 60 ? 60 - x : x > stage.clientWidth - 60 ? stage.clientWidth - 60 - x : 0;
+  const dx = isBar(node) ? 0 : x < 60 ? 60 - x : x > stage.clientWidth - 60 ? stage.clientWidth - 60 - x : 0;
   const dy = y < 40 ? 40 - y : y > stage.clientHeight - 90 ? stage.clientHeight - 90 - y : 0;
   if (dx || dy) { view.x += dx; view.y += dy; redraw(); }
 }
@@ -150,7 +154,8 @@ function drawBands(pen) {
   toView(pen);
   pen.textBaseline = 'middle';
   const far = view.k < 0.6; // then the number alone, of a size that can be read
-  pen.font = `${far ? 10 / view.k : 12}px system-ui, sans-serif`;
+  const named = shelves.length ? Math.max(12, 11 / view.k) : 12;
+  pen.font = `${far ? 10 / view.k : named}px system-ui, sans-serif`;
   data.bands.forEach(([number, top, bottom]) => {
     pen.globalAlpha = 1;
     pen.fillStyle = palette.band;
@@ -160,6 +165,28 @@ function drawBands(pen) {
     pen.fillStyle = palette.soft;
     pen.fillText(far ? String(number) : `layer ${number}`, -LEFT + 10, (top + bottom) / 2);
   });
+  if (view.k < 0.3) return; // there is no room for more words
+  pen.font = `${Math.max(12, 11 / view.k)}px system-ui, sans-serif`;
+  shelves.forEach(([name, y]) => pen.fillText(name, -LEFT + (far ? 44 : 78), y));
+  drawColumns(pen);
+}
+
+/** The positions of features: their names at the foot, and lines between them. */
+function drawColumns(pen) {
+  pen.fillStyle = pen.strokeStyle = palette.soft;
+  pen.textAlign = 'center';
+  columns.forEach(([heading, [x, y]]) => pen.fillText(heading, x, y));
+  pen.textAlign = 'left';
+  pen.globalAlpha = 0.5;
+  pen.setLineDash([2, 4]);
+  (data.walls || []).forEach((x) => {
+    pen.beginPath();
+    pen.moveTo(x, 40);
+    pen.lineTo(x, data.height - 30);
+    pen.stroke();
+  });
+  pen.setLineDash([]);
+  pen.globalAlpha = 1;
 }
 
 function drawLinks(pen) {
@@ -251,7 +278,8 @@ function light() {
     node.element.classList.toggle('near', near.has(node));
     node.element.classList.toggle('chosen', node === state.chosen);
   });
-  markPositions(new Set(some.map((edge) => edge.position).filter((position) => position !== null)));
+  const positions = [...some.map((edge) => edge.position), ...[...near].map((node) => node.position ?? null)];
+  markPositions(new Set(positions.filter((position) => position !== null)));
   if (timing.draws) {
     if (view.k === drawn.k && view.x === drawn.x && view.y === drawn.y) drawLit(); else redraw();
   }
