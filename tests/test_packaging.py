@@ -71,6 +71,11 @@ def test_wheel_holds_the_zoo(wheel):
     models = {Path(name).parent.as_posix() for name in zoo if name.endswith(".safetensors")}
     assert "patching/zoo/ioi" in models
     assert set(zoo) <= set(wheel.namelist())
+    dictionaries = [
+        path.relative_to(ROOT).as_posix() for path in tracked("circuits/features/zoo", "*") if path.is_file()
+    ]
+    assert sum(name.endswith(".safetensors") for name in dictionaries) == 10
+    assert set(dictionaries) <= set(wheel.namelist())
     for model in models:
         assert {f"{model}/{part}" for part in MODEL_FILES} <= set(wheel.namelist())
 
@@ -104,6 +109,9 @@ def test_one_version_everywhere():
     assert installed == PROJECT["version"]
 
 
+IMPORTED_AS = {"scikit-learn": "sklearn"}
+
+
 def test_declared_dependencies_are_the_imported_ones():
     imported = set()
     for path in [path for package in PACKAGES for path in tracked(package, "*.py")]:
@@ -113,7 +121,8 @@ def test_declared_dependencies_are_the_imported_ones():
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 imported.add(node.module.split(".")[0])
     imported -= {*PACKAGES, *sys.stdlib_module_names}
-    optional = {requirement.name for requirement in requirements(PROJECT["optional-dependencies"]["ray"])}
+    extras = PROJECT["optional-dependencies"]
+    optional = {IMPORTED_AS.get(one.name, one.name) for one in requirements([*extras["ray"], *extras["regression"]])}
     declared = {requirement.name for requirement in requirements(PROJECT["dependencies"])}
     assert sorted(imported - optional - declared) == [], "imported but not declared"
     assert sorted(declared - imported) == [], "declared but not imported"

@@ -24,7 +24,7 @@ def leave_one_out(run: ComponentRun, *, progress: Progress = silent) -> Float[Te
 
     Cost: one forward of what follows it for every component and prompt.
 
-    Source: arXiv 2404.11534, section 4 (LOO).
+    Source: arXiv 2404.11534 (LOO).
 
     Example:
         >>> from patching import toy
@@ -64,7 +64,7 @@ def gradient_times_parameter(run: ComponentRun, *, progress: Progress = silent) 
 
     Cost: one forward and backward.
 
-    Source: arXiv 2404.11534, section 4 (GP).
+    Source: arXiv 2404.11534 (GP).
 
     Raises:
         InvalidOption: components without such parameters (the input, dictionary features).
@@ -86,7 +86,7 @@ def conductance(run: ComponentRun, *, steps: int = 10, progress: Progress = sile
 
     Cost: two forwards and a backward per step.
 
-    Source: Dhamdhere, Sundararajan and Yan, arXiv 1805.12233, equation 3.
+    Source: Dhamdhere, Sundararajan and Yan, arXiv 1805.12233.
 
     Raises:
         InvalidOption: ``steps`` below 1; components without a value of their own on that path (dictionary features,

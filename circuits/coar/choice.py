@@ -60,7 +60,7 @@ def bytes_needed(name: str, request: Request) -> int:
         return (48 if request.ridge is not None or request.determined >= ENOUGH else 192) * vectors
     if name == "difference_of_means":
         return 40 * vectors
-    return {"normal_equations": 36, "ridge": 42}.get(name, 80) * products + 40 * vectors
+    return {"normal_equations": 36, "ridge": 42}.get(name, 100) * products + 40 * vectors
 
 
 def _mib(count: int) -> str:

@@ -50,17 +50,15 @@ class Products:
 
     def __call__(self, direction: Weights) -> Weights:
         """``sum over groups and samples of (mask - mean) ((mask - mean) . direction)``."""
-        mean = self.system.mask_mean
-        centre = mean @ direction  # [fit, group, column]
-        product, total = torch.zeros_like(direction), torch.zeros_like(centre)
+        centre = self.system.mask_mean @ direction  # [fit, group, column]
+        product = torch.zeros_like(direction)
         for masks in self._masks():
             block = self._numbers(masks)
             along = block @ direction[:, None] - centre[:, :, None]
-            total += along.sum(2)
             fits, groups, rows, columns = along.shape
             flat = block.view(fits, groups * rows, -1)
             product.baddbmm_(flat.mT, along.view(fits, groups * rows, columns))
-        return product.sub_(torch.einsum("fgu,fgc->fuc", mean, total))
+        return product  # the mean of the masks times the sum of `along` is 0 in every group
 
     def _masks(self) -> Iterator[Shaped[Tensor, "fit group row unit"]]:
         """Blocks of masks, from their seeds or as kept."""

@@ -6,7 +6,7 @@ estimator            minimises                                    memory, beside
 normal_equations     squared errors                               36 bytes * units**2 (for each prompt, if masks are
                                                                   its own)
 ridge                the same + ridge * |weights|^2               42 bytes * units**2
-lasso, elastic_net   squared errors / (2 samples) + penalties     80 bytes * units**2
+lasso, elastic_net   squared errors / (2 samples) + penalties     100 bytes * units**2
 conjugate_gradients  squared errors (+ ridge * |weights|^2)       48 bytes * units * prompts; 192 if it chooses
                                                                   the ridge
 difference_of_means  nothing: each unit by itself                 40 bytes * units * prompts

@@ -178,7 +178,7 @@ def evaluate(
 
     Cost: ``samples`` forwards for each of ``keeps``, and what the baselines cost (see `circuits.coar.baselines`).
 
-    Source: arXiv 2404.11534, section 4 and figure 1.
+    Source: arXiv 2404.11534, figure 1.
 
     Example:
         >>> from patching import toy

@@ -103,8 +103,22 @@ def apply(edit: Edit, model: LensModel) -> Undo:
 
     Cost: no forward; memory of the slices that change.
 
+    Returns:
+        What takes it back.
+
     Raises:
         InvalidOption: the weights cannot hold the edit, or it contradicts one that is in force. Nothing has changed.
+
+    Example:
+        >>> from circuits.coar.edit import Edit
+        >>> from patching import toy
+        >>> model = toy.model()
+        >>> undo = apply(Edit((Node.parse("a0.h1"),)), model)
+        >>> in_force(model)
+        (Edit(1 to zero: a0.h1),)
+        >>> undo()
+        >>> in_force(model)
+        ()
     """
     module = _module(model)
     stack = _IN_FORCE.setdefault(module, [])

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from circuits.features.dictionary import Dictionary, create
+    from circuits.features.shipped import load
+    from circuits.features.training import train
 
-__all__ = ["Dictionary", "create"]
+__all__ = ["Dictionary", "create", "load", "train"]
 
 _HOMES = {
     "Dictionary": "circuits.features.dictionary",
     "create": "circuits.features.dictionary",
+    "load": "circuits.features.shipped",
+    "train": "circuits.features.training",
 }
 
 

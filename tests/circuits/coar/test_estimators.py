@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from circuits.coar import normal_equations as solved
-from circuits.coar.choice import choose
+from circuits.coar.choice import bytes_needed, choose
 from circuits.coar.estimators import fit, fit_prefixes
 from circuits.coar.fitted import Fit
 from circuits.coar.masks import MaskDesign
@@ -165,9 +165,18 @@ def test_counts_are_exact_and_outputs_are_summed_in_order() -> None:
     assert sums.rows == 600
 
 
-def test_counts_survive_the_end_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuits.coar.moments.EXACT_COUNT", 300)
-    test_counts_are_exact_and_outputs_are_summed_in_order()
+def test_counts_survive_the_end_of_float32() -> None:
+    """As after 2**24 samples that kept every unit; float32 would lose an odd count from there."""
+    masks = torch.tensor([[1, 1, 0]]).bool()
+    sums = Moments.zero(torch.zeros(1, 1, 1), 3, gram=True)
+    sums.add(masks[None, None], torch.zeros(1, 1, 1, 1).double())
+    assert sums._counts is not None
+    sums._counts.fill_(2**24)
+    sums._counted = 2**24
+    sums.add(masks[None, None], torch.zeros(1, 1, 1, 1).double())
+    sums.settle()
+    assert sums.gram is not None
+    assert (sums.gram[0] - 2**24).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
 
 
 def test_features_that_are_products_of_masks() -> None:
@@ -246,10 +255,11 @@ def test_lasso_of_masks_by_prompt(prompts: int, pooled: bool) -> None:
         np.testing.assert_allclose(found.weights[number].numpy(), model.coef_, atol=2e-4)
 
 
-def test_the_ridge_of_least_generalised_cross_validation() -> None:
+@pytest.mark.parametrize("samples", [22, 23, 24, 26, 30])
+def test_the_ridge_of_least_generalised_cross_validation(samples: int) -> None:
     """GCV by its definition, from the hat matrix, at every strength of the grid."""
-    design = design_of(n_units=20, samples=26)
-    outputs = outputs_of(design)
+    design = design_of(n_units=20, samples=samples)
+    outputs = outputs_of(design, noise=2.0)
     found = fit(design, outputs, estimator="ridge")
     masks = design.rows().double()
     centred = masks - masks.mean(0)
@@ -257,10 +267,10 @@ def test_the_ridge_of_least_generalised_cross_validation() -> None:
     scores = {}
     for strength in solved.strengths(system):
         inverse = torch.linalg.inv(centred.T @ centred + strength * torch.eye(20, dtype=torch.float64))
-        hat = centred @ inverse @ centred.T + 1 / 26
+        hat = centred @ inverse @ centred.T + 1 / samples
         left = outputs - hat @ outputs
         share = left.square().sum(0) / (outputs - outputs.mean(0)).square().sum(0)
-        scores[strength] = float((share / (1 - hat.trace() / 26) ** 2).mean())
+        scores[strength] = float((share / (1 - hat.trace() / samples) ** 2).mean())
     assert found.details["ridge"] == min(scores, key=lambda strength: scores[strength])
     assert found.details["ridge_chosen_by"] == "generalised cross-validation"
     assert "by generalised cross-validation" in found.reason
@@ -395,8 +405,9 @@ def test_memory_changes_no_bit(estimator: str) -> None:
     """Masks that are kept between passes, or made again in each."""
     design = design_of(prompts=EXAMPLES)
     outputs = outputs_of(design)
+    least = bytes_needed(estimator, Request(samples_of(design, outputs, pooled=False, rows=None)))
     roomy = fit(design, outputs, estimator=estimator, memory=1 << 30)
-    tight = fit(design, outputs, estimator=estimator, memory=20_000 if estimator != "conjugate_gradients" else 1152)
+    tight = fit(design, outputs, estimator=estimator, memory=least)
     assert torch.equal(roomy.weights, tight.weights)
 
 

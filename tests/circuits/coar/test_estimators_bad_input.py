@@ -70,6 +70,16 @@ def test_units_that_never_varied_are_named(estimator: str) -> None:
         fit(design, outputs_of(), estimator=estimator, **options)
 
 
+def test_conjugate_gradients_take_a_ridge_where_a_unit_never_varied() -> None:
+    design = design_of(keep=0.97)
+    still = design.rows().all(0).nonzero().flatten().tolist()
+    found = fit(design, outputs_of(), estimator="conjugate_gradients")
+    assert found.details["ridge"] > 0
+    assert found.details["never_varied"] == still
+    assert float(found.weights[:, still].abs().max()) < 1e-12
+    assert f"Units {', '.join(map(str, still))} never varied in these samples" in found.reason
+
+
 def test_units_ablated_always_together_are_collinear() -> None:
     """Two units with the same mask in every chosen sample."""
     design = design_of(n_units=2, samples=400)
