@@ -392,6 +392,47 @@ def attribute(
     typer.echo(f"Shards {numbers.start} to {numbers.stop - 1} of {total} are in {folder}.")
 
 
+@app.command(rich_help_panel="Run")
+@sentences
+def edit(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory of `wiretrace attribute`.")],
+    targets: Annotated[
+        str,
+        typer.Option(help="Prompts to change: numbers with commas, wrong (metric below 0), lowest:N or highest:N."),
+    ] = "lowest:1",
+    direction: Annotated[str, typer.Option(help="raise or lower the targets' output.")] = "raise",
+    most: Annotated[int | None, typer.Option(help="The most components to ablate. [default: 100, or all]")] = None,
+    max_damage: Annotated[
+        float | None,
+        typer.Option(help="How much worse other prompts may become on average. [default: 5 % of their metric]"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file of the edit. [default: RUN/edit.json]")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Edit a model by what was attributed: which components to ablate so that some prompts change and others do not.
+
+    The attribution must be one with constants for replacements: `wiretrace attribute ioi --components neurons
+    --ablation zero`. In Python, `Edit.load(file)` then runs, applies and undoes it.
+    """
+    from experiments.edit import edit as make_edit
+    from experiments.edit import table
+    from experiments.progress_display import display
+
+    made = make_edit(
+        folder,
+        targets=targets,
+        direction=direction,
+        out=folder / "edit.json" if out is None else out,
+        most=most,
+        max_damage=max_damage,
+        show=display(quiet=quiet),
+    )
+    if quiet:
+        typer.echo(str(made.out))
+    else:
+        print_tables(*table(made))
+
+
 def _shard_numbers(text: str) -> range:
     from experiments.errors import BadConfig
 
