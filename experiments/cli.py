@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from experiments import environment
+from experiments.features_cli import app as features
+from experiments.features_cli import print_feature_circuit
 from experiments.terminal import print_tables, sentences
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(features, name="features", rich_help_panel="Run")
 
 
 def _print_version(wanted: bool) -> None:
@@ -525,7 +529,7 @@ def show(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/ioi.")],
 ) -> None:
     """Print what a run found, and its strongest edges, or the largest effects or weights."""
-    from experiments import attribute, patch
+    from experiments import attribute, feature_circuit, patch
     from experiments.saved_runs import saved
     from graphs.circuit import visible
 
@@ -534,6 +538,9 @@ def show(
         return
     if attribute.is_attributed(folder):
         _print_attributed(attribute.saved(folder))
+        return
+    if feature_circuit.is_feature_circuit(folder):
+        print_feature_circuit(feature_circuit.saved(folder))
         return
     made = saved(folder)
     _print_run(made)

@@ -148,14 +148,8 @@ def _before_and_after(run: ComponentRun, edit: Edit) -> tuple[float, float]:
 
 def _told(config: AttributeConfig, targets: str, rows: list[int], direction: str, choice: Choice) -> dict[str, Any]:
     settings = replace(config, device=None).to_dict()
-    return {
-        "targets": targets,
-        "rows": rows,
-        "direction": direction,
-        "k": choice.k,
-        "rule": choice.rule,
-        "run": settings,
-    }
+    chosen = {"targets": targets, "rows": rows, "direction": direction, "k": choice.k, "rule": choice.rule}
+    return chosen | {"run": settings}
 
 
 def table(made: Edited) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from circuits import tasks
 from experiments import saved_runs
 from experiments.config import Config
 from experiments.discover import SEARCH_SPLIT, load_model
+from experiments.feature_circuit import is_feature_circuit
 from experiments.progress_display import Display, Silence
 from experiments.run_directory import status
 from graphs.circuit import Circuit
@@ -91,7 +92,7 @@ def page(
     path = out or (source / "circuit.html" if source.is_dir() else source.with_suffix(".html"))
     there = status(source) if source.is_dir() else None
     options: dict[str, Any] = {}
-    if there is not None and not plain:
+    if there is not None and not plain and not is_feature_circuit(source):
         (show or Silence()).say("Loading the model for an example; --plain leaves it out …")
         config = Config.from_dict(there.identity["config"])
         model = load_model(config)

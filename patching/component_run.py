@@ -625,6 +625,11 @@ def _site_of(dictionary: Dictionary, model: LensModel) -> Site:
         )
     if site.layer >= len(model.blocks):
         raise InvalidOption(f"expected a layer from 0 to {len(model.blocks) - 1}; got a dictionary of {site}.")
+    if getattr(dictionary, "is_transcoder", False):
+        raise InvalidOption(
+            f"expected dictionaries that read where they write; the transcoder of {site} reads what the MLP reads. Use "
+            "an autoencoder of mlp_out."
+        )
     width = getattr(dictionary, "d_in", model.d_model)
     if width != model.d_model:
         raise InvalidOption(

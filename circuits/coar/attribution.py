@@ -40,7 +40,9 @@ class Attribution:
         weights: ``[example, unit]``, float64, in the metric's unit; one row if the mean prompt was attributed.
         intercept: ``[example]``: the predicted output with everything ablated.
         keep: probability with which components were kept; part of what the weights mean (see `MaskDesign`).
-        standard_error: of the weights, ``[example, unit]``, where the estimator has one.
+        standard_error: of the weights, ``[example, unit]``, where the estimator has one: that of noise of equal
+            variance. What a linear model misses is no such noise, and with strong interactions at a high ``keep`` the
+            true errors are larger; `circuits.coar.standard_errors` has robust ones.
         provenance: model, task, ablation, metric, masks, estimator and why it was chosen.
 
     Example:

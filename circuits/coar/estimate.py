@@ -162,9 +162,7 @@ def scores(
         ['input']
     """
     if run.per_position:
-        raise InvalidOption(
-            "expected a run over nodes or neurons without positions; got one with. Use run.everywhere()."
-        )
+        raise InvalidOption("expected a run over nodes or neurons, without positions. Use run.everywhere().")
     components = ComponentRun.of(run)
     found = attribute(components, samples=samples, keep=keep, seed=seed, estimator=estimator, progress=progress)
     told = dict(found.provenance) | {"sign": components.provenance("coar", {})["sign"]}

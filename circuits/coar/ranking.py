@@ -7,7 +7,7 @@ component adds to the output, so ablating the components of lowest tau raises th
 alone, and ablating those of highest tau lowers them. `rank` orders, `choose` tries every prefix of the order on
 validation prompts.
 
-Source: arXiv 2404.11534, section 6 (COAR-Edit). It names neither what happens where a denominator is zero nor how k
+Source: arXiv 2404.11534 (COAR-Edit). It names neither what happens where a denominator is zero nor how k
 is chosen; both are said at the functions here.
 """
 
@@ -184,7 +184,7 @@ def rank(
         >>> [str(unit) for unit in found.first(2)], found.predicted(1)[0]
         (['a0.h0', 'm0'], 2.0)
 
-    Source: arXiv 2404.11534, section 6; code of the authors (population variances, a single target has variance 0).
+    Source: arXiv 2404.11534; code of the authors (population variances, a single target has variance 0).
     """
     if direction not in get_args(Direction):
         raise InvalidOption(f"expected direction to be raise or lower; got {direction!r}.")
@@ -351,7 +351,7 @@ def choose(
     Raises:
         InvalidOption: a negative limit, a k out of range, an unknown measure, units that a run lacks.
 
-    Source: arXiv 2404.11534, section 6, which scans k on held-out examples; the rule is ours.
+    Source: arXiv 2404.11534, which scans k on held-out examples; the rule is ours.
 
     Example:
         >>> from types import SimpleNamespace

@@ -9,17 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from circuits.features.dictionary import Dictionary, create
+    from circuits.features.examples import collect
+    from circuits.features.feature_circuits import search
+    from circuits.features.feature_faithfulness import faithfulness, faithfulness_curve
+    from circuits.features.feature_run import FeatureRun
     from circuits.features.shipped import load
+    from circuits.features.steering import Steered
     from circuits.features.training import train
 
-__all__ = ["Dictionary", "create", "load", "train"]
-
 _HOMES = {
+    "FeatureRun": "circuits.features.feature_run",
     "Dictionary": "circuits.features.dictionary",
+    "Steered": "circuits.features.steering",
+    "collect": "circuits.features.examples",
     "create": "circuits.features.dictionary",
+    "faithfulness": "circuits.features.feature_faithfulness",
+    "faithfulness_curve": "circuits.features.feature_faithfulness",
     "load": "circuits.features.shipped",
+    "search": "circuits.features.feature_circuits",
     "train": "circuits.features.training",
 }
+
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

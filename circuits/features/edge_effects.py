@@ -131,7 +131,7 @@ def edge_effects(
     Cost: one forward, and one vector-Jacobian product through the layer for each downstream node and step, of several
     nodes at a time. Where nothing between two sites mixes positions, all positions of a feature share one.
 
-    Source: arXiv 2403.19647 (appendix A.1). Ours differs in stop-gradients in place of subtracted products (which take
+    Source: arXiv 2403.19647. Ours differs in stop-gradients in place of subtracted products (which take
     the path through attention and MLP of a sequential block off twice), in the averaged Jacobians, and in edges into
     the logits from any site.
 

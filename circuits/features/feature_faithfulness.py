@@ -244,7 +244,7 @@ def faithfulness_curve(
 
     Cost: two forwards for each threshold, three runs more.
 
-    Source: arXiv 2403.19647 (section 4), whose code ablates errors in m(none) whatever it does with them in the circuit
+    Source: arXiv 2403.19647, whose code ablates errors in m(none) whatever it does with them in the circuit
     in places; ours never does.
 
     Example:

@@ -110,7 +110,7 @@ def relu(dictionary: Dictionary, x: Tensor, y: Tensor, weighting: Weighting) -> 
 def tied(dictionary: Dictionary, x: Tensor, y: Tensor, weighting: Weighting) -> Terms:
     """``||x - x_hat||² + lambda Σ_i f_i`` with f = max(x Mᵀ + b, 0), x_hat = f M and rows of M of length 1.
 
-    Source: arXiv 2309.08600, equation 2 (their code averages the squared error over the width).
+    Source: arXiv 2309.08600 (their code averages the squared error over the width).
     """
     return relu(dictionary, x, y, weighting)
 
@@ -121,7 +121,7 @@ def topk(dictionary: Dictionary, x: Tensor, y: Tensor, weighting: Weighting) -> 
     The second term is there while features are dead: e = x - x_hat, without gradient, and e_hat is what the largest
     pre-activations of dead features make of it (without b_dec), so that they learn what the others leave over.
 
-    Source: arXiv 2406.04093, section 2 and appendix A.2.
+    Source: arXiv 2406.04093.
     """
     k = int(getattr(dictionary, "k"))  # noqa: B009  # of topk and of transcoders with a k
     if getattr(dictionary, "rescale", False) or not getattr(dictionary, "rectify", True):
@@ -154,7 +154,7 @@ def gated(dictionary: Dictionary, x: Tensor, y: Tensor, weighting: Weighting) ->
 
     In the last term the decoder is frozen: it trains the gate, whose own step has no gradient.
 
-    Source: arXiv 2404.16014, equation 8 (rows of W_dec of length 1).
+    Source: arXiv 2404.16014 (rows of W_dec of length 1).
     """
     weights: dict[str, Tensor] = dict(dictionary.named_parameters())
     shared = pre_activations(dictionary, x) - weights["b_gate"]
@@ -225,7 +225,7 @@ class JumpRelu(torch.autograd.Function):
 
         df/dz = 1[z > theta]        df/dtheta = -(theta / eps) K((z - theta) / eps)        K(u) = 1[|u| < 1/2]
 
-    Source: arXiv 2407.14435, equation 11.
+    Source: arXiv 2407.14435.
     """
 
     @staticmethod
@@ -250,7 +250,7 @@ class Step(torch.autograd.Function):
 
         dH/dtheta = -(1 / eps) K((z - theta) / eps)        dH/dz = 0, or the opposite of that where it is asked for
 
-    Source: arXiv 2407.14435, equation 12.
+    Source: arXiv 2407.14435.
     """
 
     @staticmethod

@@ -170,7 +170,7 @@ def node_effects(
 
     Cost: see the head of this module.
 
-    Source: arXiv 2403.19647 (section 3). Its code takes the left rule with ten steps, with gradients through a model
+    Source: arXiv 2403.19647. Its code takes the left rule with ten steps, with gradients through a model
     with the dictionaries in it; ours takes midpoints, at the sites of the model itself, which gives the same gradients.
 
     Example:

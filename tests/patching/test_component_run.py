@@ -241,6 +241,10 @@ def test_dictionaries_that_do_not_fit() -> None:
     ):
         with pytest.raises(InvalidOption, match=message):
             ComponentRun(model, task, components=("features",), dictionaries=[Linear(site)])
+    transcoder = Linear("mlp_out0")
+    transcoder.is_transcoder = True  # type: ignore[attr-defined]
+    with pytest.raises(InvalidOption, match="read where they write"):
+        ComponentRun(model, task, components=("features",), dictionaries=[transcoder])
     with pytest.raises(InvalidOption, match="two of mlp_out0"):
         ComponentRun(model, task, components=("features",), dictionaries=[Linear("mlp_out0"), Linear("mlp_out0")])
     with pytest.raises(InvalidOption, match="reads 9"):
