@@ -203,10 +203,7 @@ def _worth(circuit: Circuit, held_out: Subject, dictionaries: Sequence[Dictionar
     from circuits.features.feature_faithfulness import faithfulness
 
     assert held_out.task is not None
-    ablation = "mean-positional" if settings.positions else "mean"
-    return faithfulness(
-        circuit, held_out.model, held_out.task, list(dictionaries), ablation=ablation, metric=settings.metric
-    )
+    return faithfulness(circuit, held_out.model, held_out.task, list(dictionaries), metric=settings.metric)
 
 
 def _environment(subject: Subject, asked: Asked, identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -230,8 +230,8 @@ def circuit(
     ] = None,
     node_threshold: Annotated[
         float, typer.Option(help="Nodes must have a larger absolute effect, in the unit of the metric.")
-    ] = 0.1,
-    edge_threshold: Annotated[float, typer.Option(help="Likewise edges.")] = 0.02,
+    ] = 0.01,
+    edge_threshold: Annotated[float, typer.Option(help="Likewise edges.")] = 0.05,
     effects: Annotated[
         str, typer.Option(help="Of nodes: ig (integrated gradients), atp (one gradient) or exact (every one is run).")
     ] = "ig",
@@ -255,7 +255,7 @@ def circuit(
     """Find the circuit of features that carries a behaviour: circuit, figure, page and report in a run directory.
 
     Examples: `wiretrace features circuit ioi` ·
-    `wiretrace features circuit ioi -d dictionaries/mlp1 -d dictionaries/r1 --node-threshold 0.2`
+    `wiretrace features circuit ioi -d dictionaries/mlp1 -d dictionaries/r1 --node-threshold 0.02`
     """
     from experiments import feature_circuit
     from experiments.config import default_model
