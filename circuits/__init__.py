@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from circuits import acdc, coar, hypothesis_tests, knockout, recovery, stability, tasks, transfer
+    from circuits import acdc, coar, features, hypothesis_tests, knockout, recovery, stability, tasks, transfer
     from circuits.curves import Curve, curve
     from circuits.evaluation import Report, evaluate
     from circuits.methods import METHODS
@@ -24,6 +24,7 @@ __all__ = [
     "curve",
     "edges_above",
     "evaluate",
+    "features",
     "greedy_edges",
     "hypothesis_tests",
     "knockout",

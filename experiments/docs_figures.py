@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from circuits import acdc, coar, tasks
+from circuits import acdc, coar, features, tasks
 from circuits.coar import pictures
 from circuits.curves import curve
 from circuits.recovery import roc
@@ -74,6 +74,7 @@ def draw(folder: Path, *, n: int = 32, said: Callable[[str], None] = print) -> l
     _effects(model, n, scores, exact.scores(run), file)
     _reverse(file)
     _components(model, n, file)
+    _features(model, n, file)
     return paths
 
 
@@ -126,6 +127,14 @@ def _components(model: LensModel, n: int, file: Callable[[str], Path]) -> None:
     strongest = sorted(found.mean().abs().argsort(descending=True, stable=True)[:16].tolist())
     pairs = coar.interactions(run, chosen=[run.units[place] for place in strongest])
     pictures.interaction_map(pairs, file("interactions.svg"), title="pairs of zoo:ioi")
+
+
+def _features(model: LensModel, n: int, file: Callable[[str], Path]) -> None:
+    """A circuit of the features of the dictionaries that ship."""
+    dictionaries = [features.load("zoo:ioi", site) for site in features.shipped.shipped("zoo:ioi")]
+    task = tasks.ioi.make(model, n=n, seed=0, split="train")
+    found = features.search(model, task, dictionaries, node_threshold=0.3, edge_threshold=0.1, aggregation="sum")
+    write(found, file("features.svg"), title="features of zoo:ioi")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,13 @@ _HOMES = {
     "train": "circuits.features.training",
 }
 
-__all__ = sorted(_HOMES)
+_MODULES = (
+    *("absorption", "activations", "agreement_toy", "concept_erasure", "edge_effects", "examples", "formats"),
+    *("generation", "loss_recovered", "metrics", "node_effects", "page", "plots", "probing", "shift", "shift_selection"),
+    *("shipped", "steering", "sweep", "toys", "training"),
+)
+
+__all__ = sorted({*_HOMES, *_MODULES})
 
 
 def __getattr__(name: str) -> Any:
@@ -38,6 +44,8 @@ def __getattr__(name: str) -> Any:
 
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"circuits.features.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -94,6 +94,20 @@ class FeatureView:
     neighbours: tuple[tuple[int, float], ...]
     label: str = ""
 
+    def __str__(self) -> str:
+        """Its strongest examples, with the token at which it is active in brackets, and the tokens that it raises."""
+        named = f"{self.name} ({self.label})" if self.label else self.name
+        lines = [f"{named}: active at {self.frequency:.2%} of tokens, up to {self.maximum:.3g}"]
+        for one in self.top:
+            tokens = [f"[{token}]" if place == one.at else token for place, token in enumerate(one.tokens)]
+            lines.append(f"  {one.activation:6.2f}  {''.join(tokens).strip()}")
+        lines += [
+            f"  {what:<6}  {' '.join(token.strip() for token, _ in tokens[:8])}"
+            for what, tokens in (("raises", self.raised), ("lowers", self.lowered))
+            if tokens
+        ]
+        return "\n".join(lines)
+
     def _repr_html_(self) -> str:
         from circuits.features.page.notebook import shown
 

@@ -48,6 +48,13 @@ class Record:
     explained_variance: float
     dead: float
 
+    def __str__(self) -> str:
+        """In one line."""
+        return (
+            f"step {self.step:,}: loss {self.loss:.4g}, L0 {self.l0:.2f}, explained variance "
+            f"{self.explained_variance:.3f}, dead {self.dead:.1%}"
+        )
+
 
 @dataclass
 class State:
