@@ -127,8 +127,8 @@ def pearson(
     """Correlation over samples, for each prompt; NaN where either does not vary beyond rounding.
 
     Example:
-        >>> pearson(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[2.0], [4.0], [8.0]])).tolist()
-        [1.0]
+        >>> round(float(pearson(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[2.0], [4.0], [8.0]]))), 12)
+        1.0
     """
     first, second = (value.double() - value.double().mean(0) for value in (predicted, true))
     sizes = [value.double().abs().amax(0) for value in (predicted, true)]

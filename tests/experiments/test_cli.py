@@ -169,7 +169,21 @@ def test_overwrite_replaces_another_run_and_keeps_notes(discover, wiretrace, tmp
 # ---------------------------------------------------------------------------------------------------- other methods
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.gives == "scores"])
+EDGE_SCORES = [name for name, method in METHODS.items() if method.gives == "scores" and "edge" in method.levels]
+
+
+def test_a_method_that_scores_nodes_alone_leaves_a_circuit_of_nodes(discover, tmp_path):
+    from patching import Scores
+
+    result = discover(tmp_path / "run", "--method", "coar", "--n", 5, "--option", "samples=100")
+    assert result.exit_code == 0, result.stderr
+    circuit, scores = Circuit.load(tmp_path / "run" / "circuit.json"), Scores.load(tmp_path / "run" / "scores.json")
+    kept = {str(node) for node in circuit.nodes if node.kind != "kv"} - {"input", "logits"}
+    assert kept <= {str(node) for node in scores.top(5)}
+    assert scores.provenance["options"]["samples"] == 100
+
+
+@pytest.mark.parametrize("method", EDGE_SCORES)
 def test_methods_that_score_leave_their_scores(discover, tmp_path, method):
     from patching import Scores
 
