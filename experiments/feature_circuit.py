@@ -20,7 +20,7 @@ from graphs.circuit import Circuit, visible
 
 if TYPE_CHECKING:
     from circuits.features.dictionary import Dictionary
-    from circuits.features.feature_faithfulness import Worth
+    from circuits.features.feature_faithfulness import FaithfulnessCurve, Worth
 
 COMMAND: Final = "features circuit"
 
@@ -37,6 +37,7 @@ class Search:
         positions: a node for each token position, for prompts whose positions are aligned.
         ablation: what patches carry.
         metric: the task's own by default.
+        curve: judge circuits of growing size too, beside circuits of neurons (the coordinates at the same sites).
     """
 
     node_threshold: float
@@ -47,6 +48,7 @@ class Search:
     positions: bool = False
     ablation: str = "corrupt"
     metric: str | None = None
+    curve: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,15 +97,20 @@ def search(
             try:
                 began = time.perf_counter()
                 options = {**vars(settings), "aggregation": "none" if settings.positions else "sum"}
-                del options["positions"]
+                del options["positions"], options["curve"]
                 assert subject.task is not None
                 with show.steps("Effects", unit="step") as progress:
-                    circuit = feature_circuits.search(subject.model, subject.task, opened, **options, progress=progress)
+                    circuit = feature_circuits.search(
+                        subject.model, subject.task, opened, **options, progress=progress, say=show.say
+                    )
                 circuit = replace(circuit, provenance=dict(circuit.provenance) | _made(asked, identity))
                 worth = _worth(circuit, held_out, opened, settings)
+                if settings.curve:
+                    show.say("Judging circuits of growing size, of features and of neurons …")
+                curves = _curves(subject, held_out, opened, settings) if settings.curve else {}
                 seconds = time.perf_counter() - began
                 directory.write(ENVIRONMENT, to_json(_environment(subject, asked, identity)))
-                directory.publish(lambda folder: _write(folder, circuit, subject, worth, seconds))
+                directory.publish(lambda folder: _write(folder, circuit, subject, worth, seconds, curves))
                 directory.set("finished")
             except KeyboardInterrupt:
                 with deaf():
@@ -206,6 +213,26 @@ def _worth(circuit: Circuit, held_out: Subject, dictionaries: Sequence[Dictionar
     return faithfulness(circuit, held_out.model, held_out.task, list(dictionaries), metric=settings.metric)
 
 
+def _curves(
+    subject: Subject, held_out: Subject, dictionaries: Sequence[Dictionary], settings: Search
+) -> dict[str, FaithfulnessCurve]:
+    """Faithfulness and completeness of circuits of features, and of coordinates, on held-out prompts."""
+    from circuits.features import FeatureRun, create, faithfulness_curve
+    from circuits.features.node_effects import node_effects
+
+    assert subject.task is not None
+    neurons = [create("identity", d_in=one.d_in, n_features=one.d_in, site=one.site) for one in dictionaries]
+    found = {}
+    for name, chosen in (("features", dictionaries), ("neurons", neurons)):
+        run = FeatureRun(subject.model, subject.task, chosen, ablation=settings.ablation, metric=settings.metric)
+        effects = node_effects(
+            run, method=settings.effects, steps=settings.steps, aggregation="none" if settings.positions else "sum"
+        )
+        thresholds = [effects.strongest / 4**power for power in range(1, 8)]
+        found[name] = faithfulness_curve(effects, task=held_out.task, thresholds=thresholds)
+    return found
+
+
 def _environment(subject: Subject, asked: Asked, identity: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
@@ -217,16 +244,22 @@ def _environment(subject: Subject, asked: Asked, identity: Mapping[str, Any]) ->
     )
 
 
-def _write(folder: Path, circuit: Circuit, subject: Subject, worth: Worth, seconds: float) -> None:
-    from experiments.view import prompt
+def _write(
+    folder: Path,
+    circuit: Circuit,
+    subject: Subject,
+    worth: Worth,
+    seconds: float,
+    curves: Mapping[str, FaithfulnessCurve],
+) -> None:
+    from circuits.features import plots
+    from experiments.view import LARGEST, prompt
     from graphs.export import export, html
 
     assert subject.task is not None
     circuit.save(folder / "circuit.json")
     export(circuit, folder / "circuit.graphml")
     export(circuit, folder / "circuit.svg")
-    from experiments.view import LARGEST
-
     if circuit.n_edges <= LARGEST:
         html.write(circuit, folder / "circuit.html", prompt=prompt(subject.model, subject.task))
     numbers = {name: value if math.isfinite(value) else None for name, value in vars(worth).items()}
@@ -235,6 +268,9 @@ def _write(folder: Path, circuit: Circuit, subject: Subject, worth: Worth, secon
     rows = [f"- **{name}**: {visible(text)}" for name, text in lines(found)]
     table = [f"| `{name}` | {effect:+.4f} |" for name, effect in strongest(found)]
     body = ["# A sparse feature circuit", "", *rows, "", "| node | effect |", "|---|---:|", *table, ""]
+    if curves:
+        plots.faithfulness(curves, folder / "faithfulness.svg", title=f"{subject.model.name}, held-out prompts")
+        body += ["![Faithfulness and completeness by number of nodes](faithfulness.svg)", ""]
     (folder / "report.md").write_text("\n".join([*body, "![The circuit](circuit.svg)", ""]), encoding="utf-8")
 
 

@@ -244,6 +244,9 @@ def circuit(
     ] = False,
     ablation: Annotated[str, typer.Option(help="What patches carry: corrupt or zero.")] = "corrupt",
     metric: Annotated[str | None, typer.Option(help="As for discover. [default: the task's own]")] = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Judge circuits of growing size too, beside circuits of neurons: a figure.")
+    ] = False,
     model: Model = None,
     prompts: Prompts = 32,
     seed: Seed = 0,
@@ -265,7 +268,15 @@ def circuit(
     found = feature_circuit.search(
         Asked(task=task, model=model, prompts=prompts, seed=seed, device=device),
         feature_circuit.Search(
-            node_threshold, edge_threshold, effects, edges, steps, positions=positions, ablation=ablation, metric=metric
+            node_threshold,
+            edge_threshold,
+            effects,
+            edges,
+            steps,
+            positions=positions,
+            ablation=ablation,
+            metric=metric,
+            curve=curve,
         ),
         dictionary or [model or default_model(task)],
         out=out or Path("runs") / f"{task}-features",

@@ -43,7 +43,7 @@ RESULTS: Final = (
     *("circuit.json", "circuit.graphml", "circuit.svg", "circuit.html", "scores.json", "report.json"),
     *("effects.json", "effects.csv", "heatmap.svg"),
     *("attribution.safetensors", "attribution.csv", "weights.svg", "correlation.csv", "correlation.svg"),
-    *("growth.svg", "interactions.csv", "interactions.svg", "attribution.graphml", "edit.json"),
+    *("growth.svg", "interactions.csv", "interactions.svg", "attribution.graphml", "edit.json", "faithfulness.svg"),
     "report.md",
 )
 EXPORTS: Final = ("trace.svg", *(f"circuit{suffix}" for suffix in FORMATS))

@@ -369,8 +369,8 @@ class ComponentRun:
         width = max((block.mlp.w_in.shape[0] if block.mlp else 0) for block in model.blocks)
         features = max((group.size for group in self.groups if group.dictionary), default=0)
         masks = self.n_units if self.axes else 0
-        token = 6 * model.d_model + 6 * heads + 3 * width + 4 * features + masks
-        patterns = 3 * model.architecture.n_heads * length * length
+        token = 10 * model.d_model + 8 * heads + 4 * width + 5 * features + masks
+        patterns = 4 * model.architecture.n_heads * length * length
         return (examples * (length * token + patterns + 2 * model.d_vocab) + self.n_units) * model.dtype.itemsize
 
     def provenance(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:

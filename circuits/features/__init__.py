@@ -32,7 +32,17 @@ _HOMES = {
 
 _MODULES = (
     *("absorption", "activations", "agreement_toy", "concept_erasure", "edge_effects", "examples", "formats"),
-    *("generation", "loss_recovered", "metrics", "node_effects", "page", "plots", "probing", "shift", "shift_selection"),
+    *(
+        "generation",
+        "loss_recovered",
+        "metrics",
+        "node_effects",
+        "page",
+        "plots",
+        "probing",
+        "shift",
+        "shift_selection",
+    ),
     *("shipped", "steering", "sweep", "toys", "training"),
 )
 

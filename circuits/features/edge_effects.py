@@ -21,7 +21,7 @@ Edges into the logits are effects of what reaches them directly; of all sites th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +107,7 @@ def edge_effects(
     rule: str = "midpoint",
     most_edges: int = MOST_EDGES,
     progress: Progress = silent,
+    say: Callable[[str], None] | None = None,
 ) -> EdgeEffects:
     """The effect of every edge between some nodes, and from them to the logits.
 
@@ -120,6 +121,7 @@ def edge_effects(
         rule: as in `node_effects`.
         most_edges: more pairs than these are refused, with what they would cost.
         progress: called with the number of vector-Jacobian products done and to do.
+        say: told, before anything is computed, how many edges, bytes and products there will be.
 
     Returns:
         Effects in the metric's unit.
@@ -154,8 +156,10 @@ def edge_effects(
     averaged = quadrature(rule, steps)
     points = averaged if method == "ig" else [(0.0, 1.0)]
     smooth = effects.method == "ig"
-    work = EdgeWork(run, effects, _grouped(run, effects, nodes), points, averaged if smooth else points)
+    work = EdgeWork(run, effects, grouped(run, effects, nodes), points, averaged if smooth else points)
     work.require_room(most_edges)
+    if say is not None:
+        say(f"{work.cost()}.")
     work.go(progress)
     values = {pair: total / len(run.task) for pair, total in work.sums.items()}
     options = {"method": method, "aggregation": effects.aggregation, "nodes": len(set(nodes))}
@@ -165,7 +169,7 @@ def edge_effects(
     return EdgeEffects(named, values, work.tops, run.provenance("feature edges", options))
 
 
-def _grouped(run: FeatureRun, effects: NodeEffects, nodes: Collection[Node]) -> dict[Site, Group]:
+def grouped(run: FeatureRun, effects: NodeEffects, nodes: Collection[Node]) -> dict[Site, Group]:
     found: dict[Site, list[tuple[int, int, Node]]] = {}
     for node in set(nodes):
         effects.values_at(node)  # raises where the node does not fit

@@ -138,27 +138,38 @@ class EdgeWork:
         self.sums: dict[Pair, Tensor] = {}
         self.tops: dict[Pair, Tensor] = {}
 
+    @property
+    def shapes(self) -> dict[Pair, tuple[int, int]]:
+        """Nodes at both ends of each pair of sites that are wired."""
+        return {
+            (source, target): (1 if target is None else len(self.groups[target].nodes), len(self.groups[source].nodes))
+            for target, sources in self.wiring.items()
+            for source in sources
+        }
+
+    def cost(self) -> str:
+        """What lies ahead, in a sentence: pairs of nodes, memory of the results, vector-Jacobian products."""
+        pairs = sum(rows * columns for rows, columns in self.shapes.values())
+        nodes = sum(len(group.nodes) for group in self.groups.values())
+        size = f"{16 * pairs / 2**30:,.1f} GiB" if pairs > 1 << 26 else f"{16 * pairs / 2**20:,.1f} MiB"
+        return (
+            f"{nodes:,} nodes make {pairs:,} pairs: about {size} of results and, for each batch of prompts, "
+            f"{self.products:,} vector-Jacobian products at {len(self.points)} points"
+        )
+
     def require_room(self, most_edges: int) -> None:
         """Make room for the results.
 
         Raises:
             InvalidOption: they are more than allowed.
         """
-        shapes: dict[Pair, tuple[int, int]] = {
-            (source, target): (1 if target is None else len(self.groups[target].nodes), len(self.groups[source].nodes))
-            for target, sources in self.wiring.items()
-            for source in sources
-        }
-        pairs = sum(rows * columns for rows, columns in shapes.values())
+        pairs = sum(rows * columns for rows, columns in self.shapes.values())
         if pairs > most_edges:
-            nodes = sum(len(group.nodes) for group in self.groups.values())
             raise InvalidOption(
-                f"expected at most {most_edges:,} edges; {nodes:,} nodes make {pairs:,}, which would take about "
-                f"{16 * pairs / 2**30:,.1f} GiB and, for each batch of prompts, {self.products:,} vector-Jacobian "
-                f"products at {len(self.points)} points. Raise the node threshold, or most_edges."
+                f"expected at most {most_edges:,} edges; {self.cost()}. Raise the node threshold, or most_edges."
             )
         device = self.run.model.device
-        for pair, shape in shapes.items():
+        for pair, shape in self.shapes.items():
             self.sums[pair] = torch.zeros(shape, dtype=torch.float64, device=device)
             self.tops[pair] = torch.zeros(shape, dtype=torch.float64, device=device)
 
@@ -176,7 +187,7 @@ class EdgeWork:
         for part in batches:
             rows = slice(low, low + len(part))
             low += len(part)
-            moves = {site: _Moves.of(part, site, group, self.summed) for site, group in self.groups.items()}
+            moves = {site: Moves.of(part, site, group, self.summed) for site, group in self.groups.items()}
             graph = Graph.of(part, self.points)
             for target, sources in self.wiring.items():
                 if target is None or not sources:
@@ -213,7 +224,7 @@ class EdgeWork:
         """For some cotangents of a site at a time, which they are and the gradients at the leaves that they reach."""
         units, positions = self._slots(target)
         value, sources = graph.computed[target], self.wiring[target]
-        cotangents = _Cotangents(part, graph, target, gradient)
+        cotangents = Cotangents(part, graph, target, gradient)
         span = 1 + target.layer - min(source.layer for source in sources)
         each = len(self.points) * self.run.layer_bytes(len(part)) * span
         for chunk in in_chunks(len(units), fitting(self.run.memory // 2, each)):
@@ -222,9 +233,7 @@ class EdgeWork:
             pulled = torch.autograd.grad(value, leaves, stacked, retain_graph=True, is_grads_batched=True)
             yield torch.arange(chunk.start, chunk.stop, device=units.device), pulled
 
-    def _collect(
-        self, source: Site, target: Site, slots: Int[Tensor, " slot"], gradient: Tensor, moves: _Moves
-    ) -> None:
+    def _collect(self, source: Site, target: Site, slots: Int[Tensor, " slot"], gradient: Tensor, moves: Moves) -> None:
         """Add the edges from a site into some nodes of another one; the gradient is [slot, example, pos, d_model]."""
         here, there = self.groups[target], self.groups[source]
         if self.summed:
@@ -240,7 +249,7 @@ class EdgeWork:
             if len(rows):
                 self._add((source, target), rows, columns, moves.at(columns, own))
 
-    def _into_logits(self, part: Part, graph: Graph, moves: dict[Site, _Moves]) -> None:
+    def _into_logits(self, part: Part, graph: Graph, moves: dict[Site, Moves]) -> None:
         sources = self.wiring[None]
         if not sources:
             return
@@ -264,7 +273,7 @@ class EdgeWork:
         self.tops[pair][where] = torch.maximum(self.tops[pair][where], effects.abs().amax(1))
 
 
-class _Cotangents:
+class Cotangents:
     """What the metric's gradient at nodes of a site is at the site's own value."""
 
     def __init__(self, part: Part, graph: Graph, site: Site, gradient: Float[Tensor, "example pos d_model"]) -> None:
@@ -298,7 +307,7 @@ class _Cotangents:
 
 
 @dataclass(frozen=True)
-class _Moves:
+class Moves:
     """What patches change at the nodes of a site.
 
     Attributes:
@@ -316,7 +325,7 @@ class _Moves:
     positions: Int[Tensor, " node"]
 
     @classmethod
-    def of(cls, part: Part, site: Site, group: Group, summed: bool) -> _Moves:
+    def of(cls, part: Part, site: Site, group: Group, summed: bool) -> Moves:
         """Of the nodes of a site."""
         dictionary = part.dictionaries[site]
         features, rest = part.change(site)

@@ -11,7 +11,7 @@ Positions are kept where prompts are aligned (``aggregation="none"``), so that `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from circuits.features.dictionary import Dictionary
@@ -45,6 +45,7 @@ def search(
     memory: int = DEFAULT_BYTES,
     most_edges: int = MOST_EDGES,
     progress: Progress = silent,
+    say: Callable[[str], None] | None = None,
 ) -> Circuit:
     """The circuit of features and error terms that carries what the corrupt prompts change.
 
@@ -65,6 +66,7 @@ def search(
         memory: bytes that one step may use beyond what is stored.
         most_edges: more pairs of nodes than these are refused, with what they would cost.
         progress: called with what is done and to do of nodes, then again of edges.
+        say: told, between the two, how many edges, bytes and products there will be.
 
     Returns:
         A circuit whose ``node_scores`` are the nodes' mean effects and whose ``scores`` are the edges'. A node is in it
@@ -93,7 +95,7 @@ def search(
     if effects == "exact":
         gradients = node_effects(run, method="ig", aggregation=aggregation, **shared)
     nodes = found.nodes(node_threshold, threshold_on=threshold_on)
-    between = edge_effects(run, gradients, nodes=nodes, method=edges, most_edges=most_edges, **shared)
+    between = edge_effects(run, gradients, nodes=nodes, method=edges, most_edges=most_edges, say=say, **shared)
     return assemble(
         found, between, node_threshold=node_threshold, edge_threshold=edge_threshold, threshold_on=threshold_on
     )

@@ -73,9 +73,14 @@ def faithfulness(
 
 
 def _frame(axes: Axes, what: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     for level in (0.0, 1.0):
         axes.axhline(level, color=_FAINT, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel(what, fontsize=_SMALL, color=_INK)
     axes.tick_params(labelsize=_SMALL, color=_FAINT, labelcolor=_INK, length=2.5)
     for side, spine in axes.spines.items():

@@ -242,6 +242,10 @@ def all_rows(report: Callable[[Row], None], *, quick: bool) -> None:
 
     for row in coar_rows.rows(middle, None if quick else gpt2_small()):
         report(row)
+    from experiments.benchmarks import feature_rows
+
+    for row in feature_rows.rows(None if quick else gpt2_small()):
+        report(row)
     from experiments.benchmarks import graph_rows
 
     for row in graph_rows.rows():

@@ -91,6 +91,16 @@ def test_interactions_and_the_stopping_rule(tmp_path: Path) -> None:
     assert "of 6 pairs" in page
 
 
+def test_features_of_a_dictionary_that_ships(tmp_path: Path) -> None:
+    arguments = ["attribute", "ioi", "--components", "features", "--dictionaries", "zoo:ioi/resid_post2"]
+    settings = ["--samples", "400", "--prompts", "3", "--held-out", "20", "--out", str(tmp_path / "x")]
+    result = RUNNER.invoke(app, [*arguments, *settings])
+    assert result.exit_code == 0, result.output
+    frame = pd.read_csv(tmp_path / "x" / "attribution.csv")
+    assert len(frame) == 257
+    assert all(name.startswith("r2.") for name in frame["component"])
+
+
 def test_a_killed_run_goes_on(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     arguments = ["attribute", "ioi", "--samples", "600", "--prompts", "4", "--held-out", "30", "--out", str(out)]

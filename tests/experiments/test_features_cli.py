@@ -50,7 +50,7 @@ def trained(features, tiny_model, tmp_path_factory):
 def circuit_run(features, tiny_model, trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "circuit"
     words = ("-d", trained / "m0", "-d", trained / "r1", "--node-threshold", 0, "--edge-threshold", 0.0005)
-    result = features("circuit", "ioi", "--model", tiny_model, *words, "--prompts", 4, "--steps", 2, "--out", out)
+    result = features("circuit", "ioi", "--model", tiny_model, *words, "--prompts", 4, "--steps", 2, "--curve", "--out", out)
     assert result.exit_code == 0, result.stderr
     return out, result
 
@@ -225,7 +225,9 @@ def test_a_circuit_run_holds_all_its_files(circuit_run, trained):
         "report.json",
         "report.md",
         "env.json",
+        "faithfulness.svg",
     } <= names
+    assert "vector-Jacobian products at 2 points" in result.stderr
     circuit = Circuit.load(out / "circuit.json")
     kinds = {node.kind for node in circuit.node_scores}
     assert {"mlp_feature", "resid_feature"} <= kinds <= {"mlp_feature", "resid_feature", "mlp_error", "resid_error"}

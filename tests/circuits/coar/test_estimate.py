@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from circuits import coar
+from circuits import coar, features, tasks
 from circuits.coar import Attribution
 from circuits.coar.baselines import leave_one_out
 from circuits.coar.estimate import default_samples
 from graphs.components import Architecture
 from graphs.nodes import Node
-from patching import toy
+from patching import LensModel, toy
 from patching.component_run import ComponentRun
 from patching.errors import InvalidOption
 from patching.exact import scores as exact_scores
@@ -87,6 +87,20 @@ def test_subsets_sum_to_nothing_and_say_so() -> None:
     found = coar.attribute(run, samples=500, keep=0.7, masks="subset")
     assert found.weights.sum(1).abs().max() < 1e-8
     assert "shift" in found.provenance["options"]["reason"]
+
+
+def test_features_of_a_dictionary_are_components_too() -> None:
+    model = LensModel.load("zoo:ioi", device="cpu")
+    task = tasks.ioi.make(model, n=4, seed=0, split="train")
+    run = ComponentRun(model, task, components=("features",), dictionaries=[features.load("zoo:ioi", "resid_post2")])
+    assert run.n_units == 257
+    found = coar.attribute(run, samples=800, keep=0.9)
+    judged = coar.evaluate(run, found, keeps=(0.9,), samples=60, baselines=("leave_one_out", "attribution_patching"))
+    assert judged.of("coar").mean > 0.9
+    strongest = found.units[int(found.mean().abs().argmax())]
+    assert strongest.site == "resid"
+    alone = run.clean_metric - run(run.mask_without([strongest]))
+    assert float(alone.mean()) * found[strongest] > 0
 
 
 def test_a_folder_makes_it_go_on(tmp_path: Path) -> None:
