@@ -50,7 +50,9 @@ def trained(features, tiny_model, tmp_path_factory):
 def circuit_run(features, tiny_model, trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "circuit"
     words = ("-d", trained / "m0", "-d", trained / "r1", "--node-threshold", 0, "--edge-threshold", 0.0005)
-    result = features("circuit", "ioi", "--model", tiny_model, *words, "--prompts", 4, "--steps", 2, "--curve", "--out", out)
+    result = features(
+        "circuit", "ioi", "--model", tiny_model, *words, "--prompts", 4, "--steps", 2, "--curve", "--out", out
+    )
     assert result.exit_code == 0, result.stderr
     return out, result
 
@@ -243,10 +245,10 @@ def test_a_finished_circuit_is_not_searched_again(features, circuit_run, trained
     monkeypatch.setattr("circuits.features.feature_circuits.search", lambda *a, **k: pytest.fail("searched again"))
     words = ("circuit", "ioi", "--model", tiny_model, "-d", trained / "m0", "-d", trained / "r1", "--prompts", 4)
     words += ("--node-threshold", 0, "--edge-threshold", 0.0005, "--out", out)
-    result = features(*words, "--steps", 2)
+    result = features(*words, "--steps", 2, "--curve")
     assert result.exit_code == 0, result.stderr
     assert "holds this run already" in result.stderr
-    assert "steps is 2 there, 3 here" in refused(features(*words, "--steps", 3))
+    assert "steps is 2 there, 3 here" in refused(features(*words, "--steps", 3, "--curve"))
 
 
 def test_picking_by_hand_writes_what_shift_reads(features, circuit_run, tmp_path):
