@@ -41,7 +41,26 @@ _HOMES = {
     "shard": "sampling",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "Attribution",
+    "Edit",
+    "Interactions",
+    "MaskDesign",
+    "Sampling",
+    "Shard",
+    "attribute",
+    "choose",
+    "evaluate",
+    "fit",
+    "interactions",
+    "learning_curve",
+    "merge",
+    "rank",
+    "sample",
+    "scores",
+    "shard",
+    "to_networkx",
+]
 
 
 def __getattr__(name: str) -> Any:

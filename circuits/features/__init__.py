@@ -8,6 +8,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from circuits.features import (
+        absorption,
+        activations,
+        agreement_toy,
+        concept_erasure,
+        edge_effects,
+        examples,
+        formats,
+        generation,
+        loss_recovered,
+        metrics,
+        node_effects,
+        page,
+        plots,
+        probing,
+        shift,
+        shift_selection,
+        shipped,
+        steering,
+        sweep,
+        toys,
+        training,
+    )
     from circuits.features.dictionary import Dictionary, create
     from circuits.features.examples import collect
     from circuits.features.feature_circuits import search
@@ -46,7 +69,39 @@ _MODULES = (
     *("shipped", "steering", "sweep", "toys", "training"),
 )
 
-__all__ = sorted({*_HOMES, *_MODULES})
+__all__ = [
+    "Dictionary",
+    "FeatureRun",
+    "Steered",
+    "absorption",
+    "activations",
+    "agreement_toy",
+    "collect",
+    "concept_erasure",
+    "create",
+    "edge_effects",
+    "examples",
+    "faithfulness",
+    "faithfulness_curve",
+    "formats",
+    "generation",
+    "load",
+    "loss_recovered",
+    "metrics",
+    "node_effects",
+    "page",
+    "plots",
+    "probing",
+    "search",
+    "shift",
+    "shift_selection",
+    "shipped",
+    "steering",
+    "sweep",
+    "toys",
+    "train",
+    "training",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -170,6 +170,11 @@ def edge_effects(
 
 
 def grouped(run: FeatureRun, effects: NodeEffects, nodes: Collection[Node]) -> dict[Site, Group]:
+    """Nodes by site, in the order of the axes of their effects.
+
+    Raises:
+        InvalidOption: nodes that do not fit the effects.
+    """
     found: dict[Site, list[tuple[int, int, Node]]] = {}
     for node in set(nodes):
         effects.values_at(node)  # raises where the node does not fit
