@@ -199,10 +199,7 @@ def _one(subject: Subject, others: Subject, recipe: Recipe, folder: Path, *, ove
     from circuits.features.activation_buffer import ActivationBuffer
     from circuits.features.training import train as fit
 
-    folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / CHECKPOINT
-    if overwrite:
-        checkpoint.unlink(missing_ok=True)
     dictionary = _start(subject, recipe)
     source, target = (recipe.site, None) if not dictionary.is_transcoder else _ends(recipe.site)
     buffer = ActivationBuffer(
@@ -214,6 +211,9 @@ def _one(subject: Subject, others: Subject, recipe: Recipe, folder: Path, *, ove
         seed=recipe.seed,
         budget=recipe.budget,
     )
+    folder.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        checkpoint.unlink(missing_ok=True)
     show.say(f"Training {dictionary.architecture} on {buffer.n_tokens:,} tokens of {recipe.site} …")
     steps = 0
 

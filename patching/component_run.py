@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from graphs.errors import BadName
 from graphs.nodes import INPUT, Node, head, mlp, neuron
 from patching import ablations, metrics
 from patching.ablations import Ablation
@@ -544,7 +545,7 @@ def groups_of(
     if isinstance(components, str | Node):
         components = (components,)
     families = [name for name in components if isinstance(name, str) and name in FAMILIES]
-    nodes = [Node.parse(one) if isinstance(one, str) else one for one in components if one not in families]
+    nodes = [_parsed(one) if isinstance(one, str) else one for one in components if one not in families]
     if not components:
         raise InvalidOption(f"expected components: families out of {', '.join(FAMILIES)}, or nodes; got none.")
     if len(set(nodes)) < len(nodes):
@@ -566,7 +567,15 @@ def groups_of(
             f"expected components that {model.name} has ({model.graph}); it has no {', '.join(missing[:5])}.{advice}"
         )
     if not start:
-        raise InvalidOption(f"expected something to mask; {model.name} has no {', '.join(families)}.")
+        advice = " Give the dictionaries of features." if families == ["features"] else ""
+        raise InvalidOption(f"expected something to mask; {model.name} has no {', '.join(families)}.{advice}")
+
+
+def _parsed(name: str) -> Node:
+    try:
+        return Node.parse(name)
+    except BadName as error:
+        raise InvalidOption(f"expected a family out of {', '.join(FAMILIES)}, or a node; {error}.") from error
 
 
 def _every_group(

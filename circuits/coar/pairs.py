@@ -138,7 +138,7 @@ def interactions(
 
     Cost: ``samples`` forwards, and one regression of as many columns as components and pairs.
 
-    Source: second-order regression as in arXiv 2404.11534's discussion of linear component models; not in its code.
+    Source: least squares with products of masks as further columns. The method's first-order model: arXiv 2404.11534.
 
     Example:
         >>> from patching import toy
