@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from tests import tiny
 from tests.graphs.page_samples import HOSTILE
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.common.exceptions import TimeoutException  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -119,8 +121,23 @@ def browser(tmp_path_factory):
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     driver.folder = folder
+    driver.set_page_load_timeout(20)
     yield driver
     driver.quit()
+
+
+VISITS = itertools.count()
+
+
+def load(driver, address) -> None:
+    """Open a page anew, also where only what stands behind # differs. Chromium now and then never ends a navigation."""
+    file, _, place = address.partition("#")
+    for last in (False, True):
+        try:
+            return driver.get(f"{file}?{next(VISITS)}" + (f"#{place}" if place else ""))
+        except TimeoutException:
+            if last:
+                raise
 
 
 class Page:
@@ -130,8 +147,7 @@ class Page:
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": [scheme]})
-        driver.get("about:blank")
-        driver.get(address)
+        load(driver, address)
         self.rest()
 
     def js(self, code, *arguments):
