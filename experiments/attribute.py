@@ -21,11 +21,22 @@ from experiments import config as settings
 from experiments import environment
 from experiments.config import ABLATIONS, ATTRIBUTE_SCHEMA, METRICS
 from experiments.discover import SEARCH_SPLIT, deaf, device_name, enough_memory, load_model, stoppable, to_json
-from experiments.errors import BadConfig, BadRun, Interrupted
+from experiments.errors import BadConfig, Interrupted
 from experiments.model_files import digests
 from experiments.nearest import require_known
 from experiments.progress_display import Display, Silence, duration
-from experiments.run_directory import CONFIG, ENVIRONMENT, RESULTS, SAMPLES, RunDirectory, claimed, plan, status
+from experiments.run_directory import (
+    CONFIG,
+    ENVIRONMENT,
+    RESULTS,
+    SAMPLES,
+    RunDirectory,
+    claimed,
+    finished,
+    is_of,
+    plan,
+    status,
+)
 from graphs.circuit import visible
 
 if TYPE_CHECKING:
@@ -283,8 +294,7 @@ def prepare(config: AttributeConfig, *, show: Display) -> tuple[ComponentRun, fl
 
 def is_attributed(folder: Path) -> bool:
     """Whether a folder is a run directory of this command."""
-    there = status(folder)
-    return there is not None and there.identity.get("command") == COMMAND
+    return is_of(folder, COMMAND)
 
 
 def saved(folder: Path) -> Attributed:
@@ -298,11 +308,7 @@ def saved(folder: Path) -> Attributed:
 
     from circuits.coar import Attribution
 
-    there = status(folder)
-    if there is None or there.identity.get("command") != COMMAND:
-        raise BadRun(f"expected the folder of a run, as `wiretrace attribute` makes it; {folder} is not one.")
-    if there.state != "finished":
-        raise BadRun(f"the run in {folder} is unfinished. Go on with the command that began it.")
+    there = finished(folder, COMMAND, remedy="Go on with the command that began it.")
     found = Attribution.load(folder / "attribution.safetensors")
     rows = tuple(json.loads((folder / "report.json").read_text(encoding="utf-8"))["correlations"])
     files = tuple(name for name in RESULTS if (folder / name).is_file())

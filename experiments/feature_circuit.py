@@ -11,11 +11,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from experiments import environment
 from experiments.discover import deaf, device_name, enough_memory, stoppable, to_json
-from experiments.errors import BadRun, Interrupted
+from experiments.errors import Interrupted
 from experiments.feature_subject import Asked, Subject, config_of, open_dictionaries, prepare
 from experiments.model_files import digest, digests
 from experiments.progress_display import Display
-from experiments.run_directory import ENVIRONMENT, claimed, plan, status
+from experiments.run_directory import (
+    ENVIRONMENT,
+    claimed,
+    finished,
+    is_of,
+    plan,
+    status,
+)
 from graphs.circuit import Circuit, visible
 
 if TYPE_CHECKING:
@@ -121,8 +128,7 @@ def search(
 
 def is_feature_circuit(folder: Path) -> bool:
     """Whether a folder is a run directory of this command."""
-    there = status(folder)
-    return there is not None and there.identity.get("command") == COMMAND
+    return is_of(folder, COMMAND)
 
 
 def saved(folder: Path) -> Found:
@@ -135,11 +141,7 @@ def saved(folder: Path) -> Found:
 
     from graphs.atomic import read_text
 
-    there = status(folder)
-    if there is None or there.identity.get("command") != COMMAND:
-        raise BadRun(f"expected the folder of a run, as `wiretrace features circuit` makes it; {folder} is not one.")
-    if there.state != "finished":
-        raise BadRun(f"the run in {folder} is unfinished. Begin it again with the command that began it.")
+    there = finished(folder, COMMAND, remedy="Begin it again with the command that began it.")
     report = json.loads(read_text(folder / "report.json", limit=10_000_000))
     return Found(folder, Circuit.load(folder / "circuit.json"), there.identity["config"], report["worth"])
 

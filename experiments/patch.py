@@ -28,10 +28,20 @@ from experiments.discover import (
     stoppable,
     to_json,
 )
-from experiments.errors import BadRun, Interrupted
+from experiments.errors import Interrupted
 from experiments.model_files import digests
 from experiments.progress_display import Display, Silence, duration
-from experiments.run_directory import CONFIG, ENVIRONMENT, RESULTS, RunDirectory, claimed, plan, status
+from experiments.run_directory import (
+    CONFIG,
+    ENVIRONMENT,
+    RESULTS,
+    RunDirectory,
+    claimed,
+    finished,
+    is_of,
+    plan,
+    status,
+)
 from graphs.circuit import visible
 
 if TYPE_CHECKING:
@@ -132,8 +142,7 @@ def prepare(config: PatchConfig, *, show: Display) -> tuple[SiteRun, float]:
 
 def is_patched(folder: Path) -> bool:
     """Whether a folder is a run directory of this command."""
-    there = status(folder)
-    return there is not None and there.identity.get("command") == COMMAND
+    return is_of(folder, COMMAND)
 
 
 def saved(folder: Path) -> Patched:
@@ -145,11 +154,7 @@ def saved(folder: Path) -> Patched:
     """
     from patching.effects import Effects
 
-    there = status(folder)
-    if there is None or there.identity.get("command") != COMMAND:
-        raise BadRun(f"expected the folder of a run, as `wiretrace patch` makes it; {folder} is not one.")
-    if there.state != "finished":
-        raise BadRun(f"the run in {folder} is unfinished. Begin it again with the command that began it.")
+    there = finished(folder, COMMAND, remedy="Begin it again with the command that began it.")
     files = tuple(name for name in RESULTS if (folder / name).is_file())
     config = PatchConfig.from_dict(there.identity["config"])
     return Patched(folder, config, Effects.load(folder / "effects.json"), files)

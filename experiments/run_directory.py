@@ -98,6 +98,31 @@ def status(folder: Path) -> Status | None:
     return found if known and isinstance(found.identity, dict) else None
 
 
+def is_of(folder: Path, command: str) -> bool:
+    """Whether a folder is a run directory of a command."""
+    there = status(folder)
+    return there is not None and there.identity.get("command") == command
+
+
+def finished(folder: Path, command: str, *, remedy: str) -> Status:
+    """What `status.json` says of a finished run of a command.
+
+    Args:
+        folder: The run directory.
+        command: Its name after `wiretrace`.
+        remedy: What to do about an unfinished run, as a sentence.
+
+    Raises:
+        BadRun: The folder is no run directory of this command, or its run is not finished.
+    """
+    there = status(folder)
+    if there is None or there.identity.get("command") != command:
+        raise BadRun(f"expected the folder of a run, as `wiretrace {command}` makes it; {folder} is not one.")
+    if there.state != "finished":
+        raise BadRun(f"the run in {folder} is unfinished. {remedy}")
+    return there
+
+
 def plan(folder: Path, identity: Mapping[str, Any], *, overwrite: bool, resume: bool) -> Plan:
     """What a run of this identity may do with a folder; changes nothing.
 

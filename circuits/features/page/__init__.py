@@ -12,19 +12,20 @@ hash, and nothing else. The same gallery and options give the same bytes.
 
 from __future__ import annotations
 
-import html
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from circuits.features.examples import Gallery
-from circuits.features.page.assembly import assembled
 from circuits.features.page.content import content
 from graphs.atomic import write_text
+from graphs.export.html import InlinePage
+from graphs.export.html.page import assembled
 from patching.errors import InvalidOption
+
+SCRIPTS = ("model.js", "list.js", "panel.js", "controls.js")
 
 __all__ = ["InlinePage", "dumps", "inline", "read_labels", "write"]
 
@@ -69,30 +70,7 @@ def dumps(gallery: Gallery, *, title: str | None = None, labels: Mapping[int, st
     Raises:
         InvalidOption: labels of features that the dictionary has not, or that are no texts.
     """
-    return assembled(content(gallery, title=title, labels=labels))
-
-
-@dataclass(frozen=True)
-class InlinePage:
-    """A page for a notebook, which shows it in a frame of its own.
-
-    Attributes:
-        page: the whole page, as `dumps` gives it.
-        height: of the frame, in CSS pixels.
-    """
-
-    page: str
-    height: int
-
-    def __repr__(self) -> str:
-        return f"<InlinePage: {len(self.page):,} characters, {self.height} pixels high>"
-
-    def _repr_html_(self) -> str:
-        """The frame: it may run its own scripts and save labels, but not reach the notebook around it."""
-        return (
-            f'<iframe title="Features" sandbox="allow-scripts allow-downloads" width="100%" height="{self.height}" '
-            f'style="border:1px solid #8884;border-radius:8px" srcdoc="{html.escape(self.page)}"></iframe>'
-        )
+    return assembled(content(gallery, title=title, labels=labels), package=__name__, scripts=SCRIPTS)
 
 
 def inline(gallery: Gallery, *, height: int = 700, **options: Any) -> InlinePage:
@@ -108,7 +86,7 @@ def inline(gallery: Gallery, *, height: int = 700, **options: Any) -> InlinePage
     """
     if isinstance(height, bool) or not isinstance(height, int) or not 300 <= height <= 10_000:
         raise InvalidOption(f"expected a height from 300 to 10,000 pixels; got {height!r}.")
-    return InlinePage(dumps(gallery, **options), height)
+    return InlinePage(dumps(gallery, **options), height, "Features")
 
 
 def read_labels(path: str | os.PathLike[str]) -> dict[int, str]:

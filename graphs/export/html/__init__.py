@@ -89,18 +89,20 @@ class InlinePage:
     Attributes:
         page: The whole page, as `dumps` gives it.
         height: Of the frame, in CSS pixels.
+        name: Of the frame, for screen readers.
     """
 
     page: str
     height: int
+    name: str = "Circuit"
 
     def __repr__(self) -> str:
         return f"<InlinePage: {len(self.page):,} characters, {self.height} pixels high>"
 
     def _repr_html_(self) -> str:
-        """The frame: it may run its own scripts and save a picture, but not reach the notebook around it."""
+        """The frame: it may run its own scripts and save files, but not reach the notebook around it."""
         return (
-            f'<iframe title="Circuit" sandbox="allow-scripts allow-downloads" width="100%" height="{self.height}" '
+            f'<iframe title="{self.name}" sandbox="allow-scripts allow-downloads" width="100%" height="{self.height}" '
             f'style="border:1px solid #8884;border-radius:8px" srcdoc="{html.escape(self.page)}"></iframe>'
         )
 

@@ -14,9 +14,15 @@ SCRIPTS: Final = ("model.js", "stage.js", "drawing.js", "panel.js", "controls.js
 """Read as one script, in this order."""
 
 
-def assembled(data: dict[str, Any]) -> str:
-    """The page that shows `data`, the record that `content` makes."""
-    style, script, template = _file("page.css"), _script(), _file("page.html")
+def assembled(data: dict[str, Any], *, package: str = "graphs.export.html", scripts: tuple[str, ...] = SCRIPTS) -> str:
+    """The page that shows `data`, the record that a module `content` makes.
+
+    Args:
+        data: The record; its key `title` names the page.
+        package: Where `page.html`, `page.css` and the scripts stand.
+        scripts: Their names; they are read as one script, in this order.
+    """
+    style, script, template = _file(package, "page.css"), _script(package, scripts), _file(package, "page.html")
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -49,13 +55,13 @@ def escaped_json(data: Any) -> str:
 
 
 @cache
-def _file(name: str) -> str:
-    return resources.files("graphs.export.html").joinpath(name).read_text(encoding="utf-8").replace("\r\n", "\n")
+def _file(package: str, name: str) -> str:
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
 
 @cache
-def _script() -> str:
-    return "".join(["(() => {\n'use strict';\n", *map(_file, SCRIPTS), "})();\n"])
+def _script(package: str, names: tuple[str, ...]) -> str:
+    return "".join(["(() => {\n'use strict';\n", *(_file(package, name) for name in names), "})();\n"])
 
 
 def _digest(text: str) -> str:
