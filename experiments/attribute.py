@@ -209,6 +209,7 @@ def attribute(
         return saved(out)
     with stoppable(), enough_memory():
         run, seconds = prepare(config, show=show)
+        _check(config, run)
         with claimed(out, identity, overwrite=overwrite, resume=resume) as directory:
             try:
                 _carry_out(config, run, directory, loading=seconds, show=show)
@@ -217,6 +218,14 @@ def attribute(
                     directory.set("interrupted")
                 raise Interrupted(f"Interrupted. Give the command again to go on; {out} keeps what is done.") from None
     return saved(out)
+
+
+def _check(config: AttributeConfig, run: ComponentRun) -> None:
+    """Refuse what the regression would refuse, before anything is run or written."""
+    from circuits.coar.estimators import check
+
+    samples = run.n_units + 1 if config.stop is not None else sampling_of(config, run).design.samples
+    check(config.estimator, samples=samples, n_units=run.n_units)
 
 
 def compute_shards(config: AttributeConfig, numbers: Sequence[int], *, out: Path, show: Display | None = None) -> int:

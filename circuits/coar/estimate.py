@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from circuits.coar.attribution import Attribution
-from circuits.coar.estimators import fit
+from circuits.coar.estimators import check, fit
 from circuits.coar.masks import MaskDesign
 from circuits.coar.sampling import SHARD_ROWS, Sampling, merge, sample
 from patching.component_run import ComponentRun
@@ -90,6 +90,7 @@ def attribute(
     )
     if own_masks and mean_prompt:
         raise InvalidOption("expected shared masks for the mean prompt; got masks of their own. Drop one of the two.")
+    check(estimator, samples=design.samples, n_units=run.n_units)
     sampling = Sampling.of(run, design, shard_rows=shard_rows)
     outputs = merge(sample(run, sampling, folder=folder, progress=progress), sampling)
     return attribution_of(run, design, outputs, mean_prompt=mean_prompt, estimator=estimator, ridge=ridge)

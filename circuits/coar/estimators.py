@@ -32,12 +32,29 @@ from circuits.coar.masks import MaskDesign
 from circuits.coar.moments import Samples, Solution, System
 from circuits.coar.normal_equations import Undetermined
 from circuits.coar.requests import Request, check_penalties, listed, samples_of
-from circuits.coar.sparse_regression import sparse
+from circuits.coar.sparse_regression import require_scikit_learn, sparse
 from patching.errors import InvalidOption
 from patching.progress import Progress, silent
 
 HELD_OUT = 5
 """One sample in so many is held out where a penalty is chosen by its error."""
+
+
+def check(estimator: str, *, samples: int, n_units: int) -> None:
+    """Refuse before anything is run what `fit` could only refuse afterwards.
+
+    Raises:
+        InvalidOption: no such estimator, scikit-learn is needed and missing, or least squares of too few samples.
+    """
+    if estimator != "auto" and estimator not in ESTIMATORS:
+        raise InvalidOption(f"expected an estimator out of auto, {', '.join(ESTIMATORS)}; got {estimator!r}.")
+    if estimator in ("lasso", "elastic_net"):
+        require_scikit_learn()
+    if estimator == "normal_equations" and samples <= n_units:
+        raise InvalidOption(
+            f"expected more samples than the {n_units:,} units for plain least squares; got {samples:,}. Take more, or "
+            "estimator='ridge'."
+        )
 
 
 def fit(

@@ -40,7 +40,7 @@ def sparse(
     Raises:
         InvalidOption: scikit-learn is not installed.
     """
-    _scikit_learn()
+    require_scikit_learn()
     shape = system.cross.shape
     weights = torch.zeros(shape, dtype=torch.float64)
     chosen: list[float] = []
@@ -152,8 +152,12 @@ def _path(
     return torch.stack(found), good
 
 
-def _scikit_learn() -> None:
-    """Say which extra brings scikit-learn, if it is not here."""
+def require_scikit_learn() -> None:
+    """Check that scikit-learn is here.
+
+    Raises:
+        InvalidOption: It is not; says which extra brings it.
+    """
     try:
         import sklearn  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:

@@ -149,6 +149,7 @@ def test_wrong_settings_are_one_sentence(arguments: list[str], message: str, tmp
     assert result.exit_code == 1, result.output
     assert message.lower() in result.output.lower()
     assert "Traceback" not in result.output
+    assert not (tmp_path / "x").exists()
 
 
 def test_settings_out_of_a_file_are_checked() -> None:
