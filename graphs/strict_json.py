@@ -28,7 +28,7 @@ def parsed(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except RecursionError:
-        raise BadCircuit("the JSON is nested too deep to be a circuit; is it the right file?") from None
+        raise BadCircuit("the JSON is nested too deep; is it the right file?") from None
     except json.JSONDecodeError as error:
         cut = "; it ends early, so it may be cut short" if error.pos >= len(text.rstrip()) else ""
         raise BadCircuit(f"it is not JSON (line {error.lineno}, column {error.colno}: {error.msg}){cut}") from None
@@ -74,7 +74,7 @@ def _units(text: str) -> Iterator[int]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise BadCircuit(f"{name} is not JSON; numbers must be finite, so the run that wrote it went wrong")
+    raise BadCircuit(f"{name} is not JSON; numbers must be finite")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

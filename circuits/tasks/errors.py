@@ -19,3 +19,11 @@ class NotOneToken(WiretraceError):
 
 class TooFewNames(WiretraceError):
     """The names given are too few, or not distinct, for what a prompt needs."""
+
+
+class TooFewWords(WiretraceError):
+    """A word list is too short for a prompt of the split, or has a word twice."""
+
+
+class BadTaskFile(WiretraceError):
+    """A file of a user's own pairs that cannot be used; the message names rows and reasons."""

@@ -9,12 +9,17 @@ Mary ..., John gave"). Prompts alternate between the two, so that no fixed posit
 
 Corruptions. `abc` replaces the three name slots by three other distinct names ("When Lisa and Paul went to
 the store, Kevin gave a drink to"): same sentence, and nothing says who the answer is. `s2` swaps the acting
-subject for IO ("..., Mary gave a drink to"), so that the answer flips to S. Either way only single-token
-names change, so clean and corrupt prompts are equally long.
+subject for IO ("..., Mary gave a drink to"), so that the answer flips to S. `random` draws a name for each of the
+three slots independently, as other tools do: unlike those of `abc`, its names may coincide, with each other (so that
+now and then the corrupt sentence has an answer after all, as one of IOI has) or with those of the clean prompt.
+Whichever it is, only single-token names change, so clean and corrupt prompts are equally long.
 
 Splits. A pair of names is held out when the CRC-32 of "name name" (in alphabetical order) is divisible by
 five, in whatever order it is used: about one pair in five. The held-out templates are `HELD_OUT_TEMPLATES`.
-`zoo:ioi` was trained on training pairs and training templates alone.
+`zoo:ioi` was trained on training pairs (`train`) alone: it has seen every name. `HELD_OUT_NAMES` are for models that
+have not: `train-names` has training pairs of the other names, `held-out-names` (also called `held-out-words`) both of
+its names held out, `held-out-all` these in held-out templates. In these three, corrupt prompts keep to the same part
+of the names.
 
 Source: Wang et al. 2022, arXiv 2211.00593, sections 2.1 and 3 and appendix E. The templates are ours, in the
 manner of theirs, and more varied; the names are single tokens of GPT-2.
@@ -27,14 +32,14 @@ import random
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
+from circuits.tasks import text
 from circuits.tasks.errors import TooFewNames, UnknownChoice
 from circuits.tasks.single_tokens import require_one_token
+from circuits.tasks.text import HasTokenizer, is_held_out
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from patching.task import Task
 
 NAMES: tuple[str, ...] = (
@@ -48,6 +53,12 @@ NAMES: tuple[str, ...] = (
     "Scott", "Sean", "Stephanie", "Stephen", "Steven", "Thomas", "Timothy", "Tyler", "William",
 )  # fmt: skip
 """First names; each with a space before it is one token of GPT-2."""
+
+HELD_OUT_NAMES: tuple[str, ...] = text.part(NAMES, held_out=True)
+"""The names that `train-names` leaves out: those whose CRC-32 is divisible by five."""
+
+WORDS: tuple[str, ...] = NAMES
+"""What must be one token after a space."""
 
 PLACES: tuple[str, ...] = (
     "store", "garden", "restaurant", "school", "hospital", "office", "house", "station", "park",
@@ -100,22 +111,30 @@ HELD_OUT_TEMPLATES: Mapping[str, str] = {
 TEMPLATES: Mapping[str, str] = {**TRAINING_TEMPLATES, **HELD_OUT_TEMPLATES}
 """All templates by name."""
 
-SPLITS: Mapping[str, tuple[bool, tuple[str, ...]]] = {
-    "train": (False, tuple(TRAINING_TEMPLATES)),
-    "held-out": (True, tuple(TEMPLATES)),
-    "held-out-pairs": (True, tuple(TRAINING_TEMPLATES)),
-    "held-out-templates": (True, tuple(HELD_OUT_TEMPLATES)),
+
+class Split(NamedTuple):
+    """What a split draws from.
+
+    Attributes:
+        pairs: A key of `PAIRS`.
+        templates: Names of its templates.
+    """
+
+    pairs: str
+    templates: tuple[str, ...]
+
+
+SPLITS: Mapping[str, Split] = {
+    "train": Split("training pairs", tuple(TRAINING_TEMPLATES)),
+    "held-out": Split("held-out pairs", tuple(TEMPLATES)),
+    "held-out-pairs": Split("held-out pairs", tuple(TRAINING_TEMPLATES)),
+    "held-out-templates": Split("held-out pairs", tuple(HELD_OUT_TEMPLATES)),
+    "train-names": Split("training names", tuple(TRAINING_TEMPLATES)),
+    "held-out-names": Split("held-out names", tuple(TRAINING_TEMPLATES)),
+    "held-out-words": Split("held-out names", tuple(TRAINING_TEMPLATES)),
+    "held-out-all": Split("held-out names", tuple(HELD_OUT_TEMPLATES)),
 }
-"""What each split draws from: whether its pairs of names are the held-out ones, and its templates."""
-
-
-class HasTokenizer(Protocol):
-    """All that a task needs of a model."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The Hugging Face tokenizer that prompts and answers go through."""
-        ...
+"""What each split draws from."""
 
 
 @dataclass(frozen=True)
@@ -134,24 +153,29 @@ class Slots:
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One example as text.
+class Prompt(text.Prompt):
+    """One example as text; `answer` and `wrong_answer` are its only ones.
 
     Attributes:
         clean: The prompt that the model should complete with `answer`.
         corrupt: The same sentence with other names, equally many tokens long.
-        answer: The indirect object with the space before it, such as `" Mary"`.
-        wrong_answer: The subject, likewise.
+        answers: The indirect object with the space before it, such as `" Mary"`.
+        wrong_answers: The subject, likewise.
         template: Name of the template.
         order: `"ABBA"` (the indirect object is introduced first) or `"BABA"`.
     """
 
-    clean: str
-    corrupt: str
-    answer: str
-    wrong_answer: str
-    template: str
     order: str
+
+    @property
+    def answer(self) -> str:
+        """The indirect object with the space before it."""
+        return self.answers[0]
+
+    @property
+    def wrong_answer(self) -> str:
+        """The subject, likewise."""
+        return self.wrong_answers[0]
 
 
 def _abc(slots: Slots, indirect_object: str, names: Sequence[str], rng: random.Random) -> Slots:
@@ -166,9 +190,16 @@ def _s2(slots: Slots, indirect_object: str, names: Sequence[str], rng: random.Ra
     return replace(slots, subject=indirect_object)
 
 
+def _random(slots: Slots, indirect_object: str, names: Sequence[str], rng: random.Random) -> Slots:
+    """Draw each of the three names by itself from all names."""
+    first, second, subject = rng.choices(names, k=3)
+    return replace(slots, first=first, second=second, subject=subject)
+
+
 CORRUPTIONS: Mapping[str, Callable[[Slots, str, Sequence[str], random.Random], Slots]] = {
     "abc": _abc,
     "s2": _s2,
+    "random": _random,
 }
 """How each corruption turns the clean prompt's words into the corrupt prompt's."""
 
@@ -181,6 +212,15 @@ def is_held_out_pair(a: str, b: str) -> bool:
         True
     """
     return zlib.crc32(" ".join(sorted((a, b))).encode()) % 5 == 0
+
+
+PAIRS: Mapping[str, Callable[[str, str], bool]] = {
+    "training pairs": lambda a, b: not is_held_out_pair(a, b),
+    "held-out pairs": is_held_out_pair,
+    "training names": lambda a, b: not (is_held_out_pair(a, b) or is_held_out(a) or is_held_out(b)),
+    "held-out names": lambda a, b: is_held_out(a) and is_held_out(b),
+}
+"""Which pairs of names a split may use."""
 
 
 def generate(
@@ -210,7 +250,8 @@ def generate(
 
     Raises:
         UnknownChoice: An option has an unknown value; the message lists the known ones.
-        TooFewNames: Fewer than five distinct names, or none of their pairs belongs to the split.
+        TooFewNames: Fewer than five distinct names (or training names, or held-out names), or none of their pairs
+            belongs to the split.
 
     Source:
         Wang et al. 2022, arXiv 2211.00593, section 2.1 (p_IOI) and 3 (p_ABC).
@@ -220,13 +261,15 @@ def generate(
         >>> prompt.clean.replace(f",{prompt.wrong_answer}", f",{prompt.answer}") == prompt.corrupt
         True
     """
-    held_out, templates = SPLITS[_known("split", split, SPLITS)]
-    corrupted = CORRUPTIONS[_known("corruption", corruption, CORRUPTIONS)]
+    which, templates = SPLITS[text.known("split", split, SPLITS)]
+    corrupted = CORRUPTIONS[text.known("corruption", corruption, CORRUPTIONS)]
     if template is not None:
-        templates = (_known("template", template, TEMPLATES),)
+        templates = (text.known("template", template, TEMPLATES),)
     if n < 1:
         raise UnknownChoice(f"expected n, the number of prompts, to be at least 1; got {n}.")
-    pairs = _pairs(names, held_out=held_out, split=split)
+    if which in ("training names", "held-out names"):
+        names = text.part(names, held_out=which == "held-out names")
+    pairs = _pairs(names, which, split=split)
     rng, others = random.Random(seed), random.Random(f"corrupt {seed}")
     prompts = []
     for i in range(n):
@@ -239,8 +282,8 @@ def generate(
             Prompt(
                 clean=slots.fill(TEMPLATES[chosen]),
                 corrupt=corrupted(slots, indirect_object, names, others).fill(TEMPLATES[chosen]),
-                answer=f" {indirect_object}",
-                wrong_answer=f" {subject}",
+                answers=(f" {indirect_object}",),
+                wrong_answers=(f" {subject}",),
                 template=chosen,
                 order=order,
             )
@@ -269,8 +312,10 @@ def make(
         n: How many prompts.
         seed: Seed of the draw.
         split: `"train"`, `"held-out"` (held-out pairs, all templates), `"held-out-pairs"` (held-out pairs,
-            training templates) or `"held-out-templates"` (both held out).
-        corruption: `"abc"` (three other names) or `"s2"` (IO acts, so the answer flips).
+            training templates), `"held-out-templates"` (both held out); or, of names, `"train-names"`,
+            `"held-out-names"` and `"held-out-all"` (held-out names in held-out templates).
+        corruption: `"abc"` (three other names), `"s2"` (IO acts, so the answer flips) or `"random"` (three names,
+            each drawn by itself).
         template: A key of `TEMPLATES` to use only that one.
         names: First names to draw from; give your own for a tokenizer to which some of ours are several
             tokens.
@@ -290,39 +335,23 @@ def make(
         >>> model = LensModel.load("zoo:ioi")  # doctest: +SKIP
         >>> task = make(model, n=64, seed=0)  # doctest: +SKIP
     """
-    from patching.task import Task
-
     prompts = generate(n, seed=seed, split=split, corruption=corruption, template=template, names=names)
     require_one_token(
         model.tokenizer,
         names,
         remedy="Pass names=[...] with at least five first names that are one token each.",
     )
-    return Task.from_prompts(
-        model.tokenizer,
-        name="ioi",
-        clean=[prompt.clean for prompt in prompts],
-        corrupt=[prompt.corrupt for prompt in prompts],
-        answers=[prompt.answer for prompt in prompts],
-        wrong_answers=[prompt.wrong_answer for prompt in prompts],
-    )
+    return text.to_task(model, prompts, name="ioi")
 
 
-def _known(option: str, value: str, choices: Mapping[str, object]) -> str:
-    """Return `value` if it is one of the choices, else say what they are."""
-    if value not in choices:
-        raise UnknownChoice(f"expected {option} to be one of {', '.join(choices)}; got {value!r}.")
-    return value
-
-
-def _pairs(names: Sequence[str], *, held_out: bool, split: str) -> list[tuple[str, str]]:
+def _pairs(names: Sequence[str], which: str, *, split: str) -> list[tuple[str, str]]:
     """List the pairs of names that belong to a split."""
     if len(set(names)) < max(5, len(names)):
         raise TooFewNames(
             f"expected at least five distinct names (two for the clean prompt, three for the corrupt one); "
             f"got {len(names)} of which {len(set(names))} are distinct. Pass more names, each once."
         )
-    pairs = [pair for pair in itertools.combinations(names, 2) if is_held_out_pair(*pair) == held_out]
+    pairs = [pair for pair in itertools.combinations(names, 2) if PAIRS[which](*pair)]
     if not pairs:
         raise TooFewNames(
             f"expected some pair of the {len(names)} names to be in the split {split!r}; none is. Pass more names."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from circuits.tasks.errors import NotOneToken
@@ -41,6 +41,34 @@ def is_one_token(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
 
 
+def one_token_words(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> list[str]:
+    """The words that are one token each after a space: what a task's word list becomes for another tokenizer.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        words: Without the space.
+
+    Returns:
+        Those that are, in their order.
+    """
+    return [word for word in words if is_one_token(tokenizer, word)]
+
+
+def one_token_pairs(tokenizer: PreTrainedTokenizerBase, words: Mapping[str, str]) -> dict[str, str]:
+    """The entries of a task's table whose key and value are both one token after a space.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        words: Such as names and their pronouns.
+
+    Returns:
+        Those entries, in their order.
+    """
+    return {
+        key: value for key, value in words.items() if is_one_token(tokenizer, key) and is_one_token(tokenizer, value)
+    }
+
+
 def require_one_token(tokenizer: PreTrainedTokenizerBase, words: Iterable[str], *, remedy: str) -> None:
     """Check that each word, with a space before it, is exactly one known token.
 
@@ -58,7 +86,7 @@ def require_one_token(tokenizer: PreTrainedTokenizerBase, words: Iterable[str], 
     wrong = [word for word in words if not is_one_token(tokenizer, word)]
     if not wrong:
         return
-    shown = ", ".join(f"{word} ({_pieces(tokenizer, word)})" for word in wrong[:SHOWN])
+    shown = ", ".join(f"{word} ({pieces(tokenizer, word)})" for word in wrong[:SHOWN])
     rest = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
     raise NotOneToken(
         f"expected every word to be one token after a space; to this tokenizer ({type(tokenizer).__name__}, "
@@ -66,8 +94,8 @@ def require_one_token(tokenizer: PreTrainedTokenizerBase, words: Iterable[str], 
     )
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, word: str) -> str:
-    """Spell the tokens of a word, such as `ĠSt + eph`."""
+def pieces(tokenizer: PreTrainedTokenizerBase, word: str) -> str:
+    """Spell the tokens of a word after a space, such as `ĠSt + eph`."""
     ids = tokens_of(tokenizer, f" {word}")
     if not ids:
         return "no token"

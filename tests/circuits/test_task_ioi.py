@@ -113,7 +113,7 @@ def test_one_template_gives_that_template_whatever_the_split():
     ("options", "said"),
     [
         ({"split": "test"}, "split to be one of train, held-out, .*got 'test'"),
-        ({"corruption": "xyz"}, "corruption to be one of abc, s2; got 'xyz'"),
+        ({"corruption": "xyz"}, "corruption to be one of abc, s2, random; got 'xyz'"),
         ({"template": "who"}, "template to be one of when, then, .*got 'who'"),
         ({"n": 0}, "at least 1; got 0"),
     ],
