@@ -10,7 +10,7 @@ DEVELOPMENT := $(VENV)/.installed-dev
 OLD_LENS := $(TL3)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-tl3 lint bench clean
+.PHONY: help demo test test-tl3 lint bench docs clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -39,8 +39,11 @@ lint: $(DEVELOPMENT)  ## ruff and pyright
 bench: $(RUNTIME)  ## the benchmark table
 	$(VENV)/bin/python -m experiments.benchmarks
 
+docs: $(DEVELOPMENT)  ## the documentation site, into site/ (open site/index.html)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+
 clean:  ## remove the environments, caches and built files (never runs/)
-	rm -rf $(VENV) $(TL3) build dist .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) $(TL3) build dist site .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and alone: pip then takes the build that it finds for the pinned version, and the packages

@@ -20,13 +20,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from circuits.candidates import ORDERS, Agenda, Candidate, Receiver
+from circuits.decision import Decision, Footing
 from graphs.circuit import Circuit
 from patching.errors import InvalidOption
 from patching.masked import Cursor, MaskedRun
@@ -42,21 +43,6 @@ BAND = 24
 DOUBT = 2.0
 """Estimates within this factor of tau are not trusted to continue a chain."""
 HABIT_RATE, MISS_RATE, STRETCH_RATE = 0.4, 0.1, 0.25
-
-
-@dataclass(frozen=True)
-class Decision:
-    """One step of a search.
-
-    Attributes:
-        name: what was decided on, as `candidates.Candidate.name`: an edge's name, or a node's; ``@7`` at one position.
-        kept: whether it stays.
-        delta: rise of the damage without it; None where its receiver was dead and nothing was evaluated.
-    """
-
-    name: str
-    kept: bool
-    delta: float | None
 
 
 Watch = Callable[[Decision], None]
@@ -94,7 +80,8 @@ def search(
         order: a key of `candidates.ORDERS`: ``paper``, ``increasing``, ``eap`` or ``shuffle``.
         merged: decide on the q, k and v edges between two nodes together (a key/value group is a node of its own).
         seed: of the order ``shuffle``.
-        decided: decisions of an interrupted search with the same settings, to continue from.
+        decided: decisions of an interrupted search with the same settings, to continue from. With their footings, the
+            result is that of the uninterrupted search to the last bit, at the price of evaluating the last few again.
         watch: called with every decision, in order (to log, or to resume later).
         progress: called with the number of candidates decided and to decide.
 
@@ -211,6 +198,7 @@ class _Walk:
         self.chain, self.stretch = self.longest, float(self.longest)
         self.stage: list[Candidate] = []
         self.where: list[int | list[int]] = []  # their mask entries, as an index
+        self.footing: Footing | None = None  # until the stage's first decision takes it along
         self.undecided: deque[int] = deque()  # candidates of the stage at hand, in order
         self.dead: set[int] = set()  # those whose port feeds nothing any more
         self.estimates: list[float] = []  # what the delta of each should be, to first order
@@ -221,6 +209,7 @@ class _Walk:
         self.rounding = 0.0
         self.guard = self._band()
         self.first_order: Tensor | None = None  # over nodes: effects at the start
+        self.known: Sequence[Decision] = ()  # made before, some of them evaluated again
 
     def _damage(self, values: Tensor) -> float:
         return float(self.run.damage(values))
@@ -247,7 +236,9 @@ class _Walk:
         """Take over decisions already made."""
         if not decided:
             return
-        for candidate, decision in zip(self.agenda, decided, strict=False):
+        self.known = decided
+        begun = [place for place, decision in enumerate(decided) if decision.footing is not None]
+        for candidate, decision in zip(self.agenda, decided[: begun[-1]] if begun else decided, strict=False):
             if candidate.name != decision.name:
                 raise InvalidOption(
                     f"expected decision {len(self.log)} to be about {candidate.name}; got {decision.name}. "
@@ -260,8 +251,26 @@ class _Walk:
             elif decision.delta is not None:
                 self.deltas[candidate.entries[0]] = decision.delta
             self.log.append(decision)
+        footing = decided[begun[-1]].footing if begun else None
+        if footing is None:
+            self.cursor = self.run.cursor(self.mask.reshape(self.run.mask_shape))
+            self.current = self._canonical(self.accepted)
+            return
+        if len(footing.habit) != len(self.habit):
+            raise InvalidOption(
+                f"expected decisions of a model with {len(self.habit)} nodes that write; got {len(footing.habit)}. "
+                "These decisions are of another model: start again."
+            )
+        self.stretch, self.evaluated, self.rounding = footing.stretch, footing.evaluated, footing.rounding
+        self.misses, self.habit = list(footing.misses), list(footing.habit)
+        self.guard = self._band()
+
+    def _stand(self) -> Footing:
+        """Begin a stage from its mask alone, as a search that goes on from here would."""
         self.cursor = self.run.cursor(self.mask.reshape(self.run.mask_shape))
-        self.current = self._canonical(self.accepted)
+        self.accepted, self.current, self._canonical_now = self.mask.clone(), self._damage(self.cursor.metric), None
+        self.chain = max(2, min(self.longest, round(self.stretch)))
+        return Footing(self.stretch, self.evaluated, self.rounding, tuple(self.misses), tuple(self.habit))
 
     def shared(self, tau: float) -> list[Decision]:
         """The decisions of this finished search that one with another threshold surely makes too."""
@@ -272,7 +281,7 @@ class _Walk:
                 if (rise < tau) == decision.kept or abs(rise - tau) <= self.guard:
                     break
             count += 1
-        return self.log[:count]
+        return [replace(decision, footing=None) for decision in self.log[:count]]
 
     def go(self) -> None:
         """Decide on everything that is not decided yet."""
@@ -295,6 +304,7 @@ class _Walk:
         self.undecided = deque(range(done, len(self.stage)))
         self.dead = {place for place, life in enumerate(lives) if not life}
         self.measured.clear()
+        self.footing = None if done else self._stand()
         if not self.dead.issuperset(self.undecided):
             self.estimates = self._estimates(number)
         while self.undecided:
@@ -333,6 +343,9 @@ class _Walk:
             self._bury()
             delta = self._delta(damages[sample], masks[sample].flatten())
             kept = not self._rise(delta) < self.tau
+            if len(self.log) < len(self.known):  # on another machine it may differ by rounding
+                known = self.known[len(self.log)]
+                kept, delta = known.kept, delta if known.delta is None else known.delta
             decided += 1
             if kept:
                 self.deltas[self.stage[place].entries[0]] = delta
@@ -418,9 +431,15 @@ class _Walk:
         place = self.undecided.popleft()
         if not kept:
             self.mask[self.where[place]] = 0.0
-        decision = Decision(self.stage[place].name, kept, delta)
+        decision = Decision(self.stage[place].name, kept, delta, self.footing)
+        self.footing = None
+        if len(self.log) < len(self.known) and self.known[len(self.log)].name != decision.name:
+            raise InvalidOption(
+                f"expected decision {len(self.log)} to be about {decision.name}; got {self.known[len(self.log)].name}. "
+                "These decisions are of another model or order: start again."
+            )
         self.log.append(decision)
-        if self.watch is not None:
+        if self.watch is not None and len(self.log) > len(self.known):
             self.watch(decision)
         self.progress(len(self.log), self.total)
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from patching.chunks import with_fewer_prompts
 from patching.first_order import UNITS, difference, require, require_slope
 from patching.masked import MaskedRun
 from patching.progress import Progress, silent
@@ -13,6 +14,7 @@ from patching.scores import Scores
 from patching.tape import clean_embedding, record
 
 
+@with_fewer_prompts
 def scores(run: MaskedRun, *, progress: Progress = silent) -> Scores:
     """Rank units by the mean size of the metric's slope in their mask.
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from patching.chunks import with_fewer_prompts
 from patching.engine import Batch
 from patching.first_order import require, source_rows
 from patching.masked import MaskedRun
@@ -22,6 +23,7 @@ from patching.scores import Scores
 from patching.tape import Tape, clean_embedding, record
 
 
+@with_fewer_prompts
 def scores(run: MaskedRun, *, progress: Progress = silent) -> Scores:
     """The share of each source in what each target reads, averaged over tokens.
 
@@ -70,6 +72,7 @@ def scores(run: MaskedRun, *, progress: Progress = silent) -> Scores:
     return Scores.over_prompts(run.graph.architecture, "edge", torch.cat(found), provenance)
 
 
+@with_fewer_prompts
 def shares(run: MaskedRun) -> Float[Tensor, "example pos edge"]:
     """The share of each source in what each target reads, token by token; 0 where no source comes near.
 

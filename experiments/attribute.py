@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from circuits import tasks
 from experiments import config as settings
-from experiments import environment
+from experiments import environment, task_files
 from experiments.config import ABLATIONS, ATTRIBUTE_SCHEMA, METRICS
 from experiments.discover import SEARCH_SPLIT, deaf, device_name, enough_memory, load_model, stoppable, to_json
 from experiments.errors import BadConfig, Interrupted
 from experiments.model_files import digests
-from experiments.nearest import require_known
+from experiments.nearest import did_you_mean, require_known
 from experiments.progress_display import Display, Silence, duration
 from experiments.run_directory import (
     CONFIG,
@@ -35,6 +35,7 @@ from experiments.run_directory import (
     finished,
     is_of,
     plan,
+    shared,
     status,
 )
 from graphs.circuit import visible
@@ -143,7 +144,7 @@ class AttributeConfig:
         if unknown or missing:
             raise BadConfig(
                 f"expected settings out of {', '.join(known)}, task and model among them; "
-                + (f"got {unknown[0]!r}." if unknown else f"{missing[0]} is missing.")
+                + (f"got {unknown[0]!r}.{did_you_mean(unknown[0], known)}" if unknown else f"{missing[0]} is missing.")
             )
         kinds = {"int": int, "float": (int, float), "bool": bool, "str": str}
         for name, value in document.items():
@@ -209,10 +210,10 @@ def attribute(
         return saved(out)
     with stoppable(), enough_memory():
         run, seconds = prepare(config, show=show)
-        _check(config, run)
+        check(config, run)
         with claimed(out, identity, overwrite=overwrite, resume=resume) as directory:
             try:
-                _carry_out(config, run, directory, loading=seconds, show=show)
+                _carry_out(config, run, directory, loading=seconds, show=directory.told(show))
             except KeyboardInterrupt:
                 with deaf():
                     directory.set("interrupted")
@@ -220,8 +221,12 @@ def attribute(
     return saved(out)
 
 
-def _check(config: AttributeConfig, run: ComponentRun) -> None:
-    """Refuse what the regression would refuse, before anything is run or written."""
+def check(config: AttributeConfig, run: ComponentRun) -> None:
+    """Refuse what the regression would refuse, before anything is run or written.
+
+    Raises:
+        InvalidOption: Too few samples for this estimator.
+    """
     from circuits.coar.estimators import check
 
     samples = run.n_units + 1 if config.stop is not None else sampling_of(config, run).design.samples
@@ -247,8 +252,9 @@ def compute_shards(config: AttributeConfig, numbers: Sequence[int], *, out: Path
     wrong = [number for number in numbers if not 0 <= number < sampling.n_shards]
     if wrong:
         raise BadConfig(f"expected shards from 0 to {sampling.n_shards - 1}; got {wrong[0]}.")
-    with (show or Silence()).steps("ablations", unit="run") as progress:
-        coar.sample(run, sampling, folder=out / SAMPLES, only=numbers, progress=progress)
+    with shared(out, identify(config)) as unfinished, (show or Silence()).steps("ablations", unit="run") as progress:
+        if unfinished:
+            coar.sample(run, sampling, folder=out / SAMPLES, only=numbers, progress=progress)
     return sampling.n_shards
 
 
@@ -269,6 +275,7 @@ def identify(config: AttributeConfig) -> dict[str, Any]:
         "command": COMMAND,
         "config": chosen,
         "model_files": digests(config.model),
+        **task_files.identity(config.task),
     }
 
 

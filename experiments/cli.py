@@ -15,7 +15,8 @@ import typer
 from experiments import environment
 from experiments.features_cli import app as features
 from experiments.features_cli import print_feature_circuit
-from experiments.terminal import print_tables, sentences
+from experiments.terminal import print_tables, sentences, width
+from experiments.track_option import follow
 
 if TYPE_CHECKING:
     from experiments.attribute import AttributeConfig, Attributed
@@ -55,13 +56,27 @@ def main(
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run that is in the output folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted, killed or failed run.")]
+TaskName = Annotated[
+    str, typer.Argument(help="The behaviour, such as ioi (see `wiretrace tasks`), or a file of your own pairs.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        callback=follow,
+        expose_value=False,
+        help="Follow the run with tensorboard, wandb or mlflow too; may be repeated. Nothing leaves this machine "
+        "unless that tool is told to.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table: print the run directory alone.")]
 
 
 @app.command(rich_help_panel="Run")
 @sentences
 def discover(
-    task: Annotated[str, typer.Argument(help="The behaviour, such as ioi. `wiretrace tasks` lists them.")],
+    task: TaskName,
     model: Annotated[
         str | None,
         typer.Option(
@@ -93,6 +108,9 @@ def discover(
         typer.Option(help="What is decided on or scored: edge, node or neuron. [default: edges if it can]"),
     ] = None,
     positions: Annotated[bool, typer.Option("--positions", help="For acdc: each token position by itself.")] = False,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="For methods that score: judge circuits of other sizes too (CPR, CMD).")
+    ] = False,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", "-o", help="Another option of the method, as NAME=VALUE; may be repeated."),
@@ -120,6 +138,7 @@ def discover(
     out: Annotated[Path | None, typer.Option(help="The run directory. [default: runs/TASK]")] = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    track: Track = None,
     quiet: Quiet = False,
 ) -> None:
     """Find the circuit of a task in a model: circuit, figure, graph and report in a run directory.
@@ -131,6 +150,7 @@ def discover(
     `wiretrace discover ioi --model gpt2 --method atp --n 500 --out runs/gpt2`
     """
     from experiments.config import Config, default_model, parse_option
+    from experiments.task_files import run_name
 
     options = dict(parse_option(method, text) for text in option or ()) | ({} if tau is None else {"tau": tau})
     config = Config(
@@ -149,14 +169,15 @@ def discover(
         held_out=held_out,
         seed=seed,
         device=device,
+        curve=curve,
     )
-    _run(config, out=out or Path("runs") / task, overwrite=overwrite, resume=resume, quiet=quiet)
+    _run(config, out=out or Path("runs") / run_name(task), overwrite=overwrite, resume=resume, quiet=quiet)
 
 
 @app.command(rich_help_panel="Run")
 @sentences
 def patch(
-    task: Annotated[str, typer.Argument(help="The behaviour, such as ioi. `wiretrace tasks` lists them.")],
+    task: TaskName,
     model: Annotated[
         str | None,
         typer.Option(
@@ -222,6 +243,7 @@ def patch(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory. [default: runs/TASK-patch-KIND]")] = None,
     overwrite: Overwrite = False,
+    track: Track = None,
     quiet: Quiet = False,
 ) -> None:
     """Patch every head or layer in turn and see what that does: effects, heat map and report in a run directory.
@@ -231,6 +253,7 @@ def patch(
     `wiretrace patch ioi --to 'a2.h5<q>' --out runs/path`
     """
     from experiments.config import PatchConfig, default_model
+    from experiments.task_files import run_name
 
     config = PatchConfig(
         task=task,
@@ -249,13 +272,13 @@ def patch(
         seed=seed,
         device=device,
     )
-    _patch(config, out=out or Path("runs") / f"{task}-patch-{kind}", overwrite=overwrite, quiet=quiet)
+    _patch(config, out=out or Path("runs") / f"{run_name(task)}-patch-{kind}", overwrite=overwrite, quiet=quiet)
 
 
 @app.command(rich_help_panel="Run")
 @sentences
 def ablation(
-    task: Annotated[str, typer.Argument(help="The behaviour, such as ioi. `wiretrace tasks` lists them.")],
+    task: TaskName,
     out: Annotated[Path, typer.Option(help="The file of constants to write, ending in .safetensors.")],
     model: Annotated[
         str | None, typer.Option(help="As for discover. [default: the one that ships for the task]")
@@ -298,7 +321,7 @@ def ablation(
 @app.command(rich_help_panel="Run")
 @sentences
 def attribute(
-    task: Annotated[str, typer.Argument(help="The behaviour, such as ioi. `wiretrace tasks` lists them.")],
+    task: TaskName,
     model: Annotated[
         str | None, typer.Option(help="As for discover. [default: the one that ships for the task]")
     ] = None,
@@ -356,6 +379,7 @@ def attribute(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory. [default: runs/TASK-attribute]")] = None,
     overwrite: Overwrite = False,
+    track: Track = None,
     quiet: Quiet = False,
 ) -> None:
     """Attribute outputs to components by random ablation (COAR): weights, figures and report in a run directory.
@@ -368,6 +392,7 @@ def attribute(
     from experiments.attribute import AttributeConfig, compute_shards
     from experiments.config import default_model
     from experiments.progress_display import display
+    from experiments.task_files import run_name
 
     config = AttributeConfig(
         task=task,
@@ -387,7 +412,7 @@ def attribute(
         seed=seed,
         device=device,
     )
-    folder = out or Path("runs") / f"{task}-attribute"
+    folder = out or Path("runs") / f"{run_name(task)}-attribute"
     if shards is None:
         _attribute(config, out=folder, overwrite=overwrite, quiet=quiet)
         return
@@ -460,42 +485,69 @@ def _attribute(config: AttributeConfig, *, out: Path, overwrite: bool, quiet: bo
 @app.command(rich_help_panel="Run")
 @sentences
 def run(
-    config: Annotated[Path, typer.Argument(help="A TOML file, such as the config.toml of a run.")],
-    out: Annotated[Path, typer.Option(help="The run directory.")],
+    config: Annotated[Path, typer.Argument(help="A TOML file, such as the config.toml of a run, or of many.")],
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a value: seed=3, method=atp, options.tau=0.02; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run directory; of many runs the folder above. [default: runs, with a name for each]"),
+    ] = None,
+    executor: Annotated[
+        str, typer.Option(help="Where: process (here), workers (local processes) or ray (a cluster).")
+    ] = "process",
+    workers: Annotated[
+        int | None, typer.Option(help="How many processes. [default: one per GPU, else per core]")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster, such as auto or 10.0.0.1:6379. [default: one made here]")
+    ] = None,
+    retries: Annotated[
+        int | None, typer.Option(help="How often a piece of work is tried again when its worker is lost.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run and what it costs.")] = False,
+    slurm: Annotated[
+        Path | None, typer.Option(help="Run nothing: write a script for SLURM that does it as a job array.")
+    ] = None,
+    unit: Annotated[
+        int | None, typer.Option(help="Do this piece of work alone, as a task of a job array does.")
+    ] = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    track: Track = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make a run from its config file: `wiretrace run runs/ioi/config.toml --out runs/again`.
+    """Make a run from its config file, or all runs of a sweep: `wiretrace run runs/ioi/config.toml --out runs/again`.
 
-    A config that holds methods against a known circuit (`experiments/configs`) gives a table, ROC curves and numbers.
+    A config with a table [sweep] is many runs, one folder each; finished ones are skipped, unfinished ones go on. A
+    config that holds methods against a known circuit gives a table, ROC curves and numbers. See docs/experiments.md.
+
+    Examples: `wiretrace run experiments/configs/ioi_methods.toml --dry-run` ·
+    `wiretrace run sweep.toml --set options.steps=20 --executor workers --workers 2`
     """
-    from experiments import known_circuits
-    from experiments.config import Config, PatchConfig, load
+    from experiments import run_command
+    from experiments.run_config import Asked
 
-    if known_circuits.is_one(config):
-        _hold_against_truth(config, out=out, overwrite=overwrite, quiet=quiet)
-        return
-    loaded = load(config)
-    if isinstance(loaded, Config):
-        _run(loaded, out=out, overwrite=overwrite, resume=resume, quiet=quiet)
-    elif isinstance(loaded, PatchConfig):
-        _patch(loaded, out=out, overwrite=overwrite, quiet=quiet)
+    asked = Asked(config, tuple(change or ()), out, executor, workers, ray_address, retries)
+    how = run_command.How(dry_run=dry_run, slurm=slurm, unit=unit, overwrite=overwrite, resume=resume, quiet=quiet)
+    made = run_command.run(asked, how)
+    if made is not None:
+        _make(made, out=run_command.folder_of(asked, made), overwrite=overwrite, resume=resume, quiet=quiet)
+
+
+def _make(
+    config: Config | PatchConfig | AttributeConfig, *, out: Path, overwrite: bool, resume: bool, quiet: bool
+) -> None:
+    """Make one run here, and print what it found."""
+    from experiments.config import Config, PatchConfig
+
+    if isinstance(config, Config):
+        _run(config, out=out, overwrite=overwrite, resume=resume, quiet=quiet)
+    elif isinstance(config, PatchConfig):
+        _patch(config, out=out, overwrite=overwrite, quiet=quiet)
     else:
-        _attribute(loaded, out=out, overwrite=overwrite, quiet=quiet)
-
-
-def _hold_against_truth(path: Path, *, out: Path, overwrite: bool, quiet: bool) -> None:
-    from experiments import known_circuits
-    from experiments.errors import FolderTaken
-    from experiments.progress_display import display
-
-    loaded = known_circuits.load(path)
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        raise FolderTaken(f"{out} is not empty. Choose another --out, or replace what is there with --overwrite.")
-    rows = known_circuits.compare(loaded, show=display(quiet=quiet))
-    known_circuits.write(loaded, rows, out)
-    typer.echo(str(out) if quiet else f"{known_circuits.table({path.stem: rows})}Numbers and ROC curves: {out}")
+        _attribute(config, out=out, overwrite=overwrite, quiet=quiet)
 
 
 def _run(config: Config, *, out: Path, overwrite: bool, resume: bool, quiet: bool) -> None:
@@ -525,14 +577,58 @@ def _patch(config: PatchConfig, *, out: Path, overwrite: bool, quiet: bool) -> N
 
 @app.command(rich_help_panel="Look")
 @sentences
+def runs(
+    root: Annotated[Path, typer.Argument(help="The folder with the runs.")] = Path("runs"),
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only runs with this value: task=ioi, method=acdc,atp, seed!=0, faithfulness>0.9; repeatable."
+        ),
+    ] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Only these: finished, running, interrupted, failed or damaged.")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="A column, such as faithfulness: largest first.")] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Smallest first.")] = False,
+    limit: Annotated[int | None, typer.Option(help="The most runs.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Which to show, with commas, or all. [default: those that tell the runs apart]")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with all columns.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="As CSV, with all columns.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Make the index anew from the directories.")] = False,
+) -> None:
+    """List runs with their settings and results: `wiretrace runs runs --where task=ioi --sort faithfulness`."""
+    from experiments import runs_command
+
+    form = runs_command.form_of(json=json, csv=csv)
+    runs_command.runs(
+        root,
+        where=where or (),
+        state=state,
+        sort=sort,
+        reverse=reverse,
+        limit=limit,
+        shown=columns,
+        form=form,
+        rebuild=rebuild,
+    )
+
+
+@app.command(rich_help_panel="Look")
+@sentences
 def show(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/ioi.")],
+    log: Annotated[bool, typer.Option("--log", help="Print what happened when, instead.")] = False,
 ) -> None:
     """Print what a run found, and its strongest edges, or the largest effects or weights."""
-    from experiments import attribute, feature_circuit, patch
+    from experiments import attribute, feature_circuit, patch, run_log
     from experiments.saved_runs import saved
     from graphs.circuit import visible
 
+    if log:
+        typer.echo("\n".join(map(str, run_log.of(folder))))
+        return
     if patch.is_patched(folder):
         _print_patched(patch.saved(folder))
         return
@@ -723,22 +819,43 @@ def view(
 @app.command(rich_help_panel="Look")
 @sentences
 def compare(
-    a: Annotated[Path, typer.Argument(help="A run directory, or a circuit file.")],
-    b: Annotated[Path, typer.Argument(help="Another.")],
-    out: Annotated[Path | None, typer.Option(help="Draw both in one figure, too: .svg, .pdf or .png.")] = None,
+    sources: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Run directories, or circuit files.")],
+    out: Annotated[Path | None, typer.Option(help="Draw two in one figure, too: .svg, .pdf or .png.")] = None,
     width: Annotated[float | None, typer.Option(help="Of that figure, in inches, such as 3.3 for a column.")] = None,
 ) -> None:
-    """Say which edges and nodes two circuits share: `wiretrace compare runs/a runs/b --out both.svg`."""
+    """Say how runs differ and what their circuits share: `wiretrace compare runs/a runs/b --out both.svg`."""
+    from experiments.compare_runs import compare as compared
+    from experiments.errors import BadConfig
     from experiments.saved_runs import circuit_at
-    from graphs.compare import compare as compared
 
-    first, second = circuit_at(a), circuit_at(b)
-    typer.echo(f"a: {a}: {first}\nb: {b}: {second}\n\n{compared(first, second)}")
+    if out is not None and len(sources) != 2:
+        raise BadConfig(f"expected two runs or circuits for --out; got {len(sources)}.")
+    typer.echo(compared(sources))
     if out is not None:
         from graphs.export.comparison import draw_comparison
 
-        draw_comparison(first, second, out, width=width)
+        draw_comparison(circuit_at(sources[0]), circuit_at(sources[1]), out, width=width)
         typer.echo(f"\nFigure: {out}")
+
+
+@app.command(rich_help_panel="Look")
+@sentences
+def report(
+    source: Annotated[Path, typer.Argument(help="A folder with runs, or the config of a sweep.")],
+    out: Annotated[Path, typer.Option(help="The page: .html (one file), or .md (figures beside it).")],
+    root: Annotated[Path | None, typer.Option(help="For a config: the folder of its runs. [default: runs]")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="For a config: as given to `wiretrace run`; may be repeated.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only runs with this value, as for `wiretrace runs`; repeatable.")
+    ] = None,
+) -> None:
+    """Make one page over many runs, with tables and curves: `wiretrace report runs --out runs.html`."""
+    from experiments.report_command import report as make_report
+
+    files = make_report(source, out=out, root=root, changes=change or (), where=where or ())
+    typer.echo("\n".join(map(str, files)))
 
 
 @app.command(rich_help_panel="Look")
@@ -770,21 +887,40 @@ def paths(
 
 @app.command(rich_help_panel="What there is")
 @sentences
-def models() -> None:
-    """List the models that ship, and the families that any other may be of."""
+def models(json: AsJson = False) -> None:
+    """List the models that ship: size, accuracy, whether the truth is known, and who made them; and families."""
     from experiments import listings
 
-    print_tables(listings.models())
+    if json:
+        typer.echo(listings.to_json(listings.model_rows()))
+        return
+    print_tables(*listings.models(width=width()))
     typer.echo(listings.families())
 
 
 @app.command(rich_help_panel="What there is")
 @sentences
-def tasks() -> None:
-    """List the tasks, with their splits and corruptions."""
-    from experiments import listings
+def tasks(
+    template: Annotated[
+        Path | None, typer.Option(help="Write a file of pairs of your own to begin with: .json, .jsonl or .csv.")
+    ] = None,
+    check: Annotated[Path | None, typer.Option(help="Check a file of your own pairs, and say what is in it.")] = None,
+    model: Annotated[str | None, typer.Option(help="For --check: a model, whose tokens and accuracy count.")] = None,
+    json: AsJson = False,
+) -> None:
+    """List the tasks; or write a file of your own pairs to begin with, or check one.
 
-    print_tables(listings.task_table())
+    Examples: `wiretrace tasks` · `wiretrace tasks --template my_task.json` ·
+    `wiretrace tasks --check my_task.json --model zoo:ioi`
+    """
+    from experiments import listings, task_files
+
+    if (template, check, model) != (None, None, None):
+        task_files.command(template=template, check=check, model=model, json=json)
+    elif json:
+        typer.echo(listings.to_json(listings.task_rows()))
+    else:
+        print_tables(*listings.task_tables(width=width()))
 
 
 @app.command(rich_help_panel="What there is")

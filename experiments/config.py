@@ -23,17 +23,17 @@ import math
 import os
 import re
 import shlex
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from circuits import tasks
 from circuits.methods import METHODS, Method
+from experiments import task_files
 from experiments.errors import BadConfig
-from experiments.model_files import known_zoo, zoo
+from experiments.model_files import describe, known_zoo, zoo
 from experiments.nearest import did_you_mean, require_known
-from graphs.atomic import read_text
+from graphs.circuit import visible
 from patching import compiled
 
 if TYPE_CHECKING:
@@ -99,6 +99,9 @@ DIRECTIONS: Final[Mapping[str, str]] = {
 }
 """Which run is patched: the names of `patching.activation`, in words."""
 
+GENERAL: Final = "zoo:small"
+"""The default model of every task that it was made for: one model with many circuits, as language models are."""
+
 DEFAULTS: Final[Mapping[str, Value]] = {"tau": 0.05}
 """Method options that the command line gives when the user does not."""
 
@@ -108,7 +111,7 @@ MOST_PROMPTS: Final = 1_000_000
 MOST_LAYERS: Final = 10_000
 _DEVICE: Final = re.compile(r"cpu|mps|cuda(:[0-9]{1,3})?")
 _NUMBERS: Final = ("n", "prompts", "held_out", "seed", "window")
-_FLAGS: Final = ("positions", "signed", "qk_fix", "grad_drop")
+_FLAGS: Final = ("positions", "signed", "curve", "qk_fix", "grad_drop")
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Config:
     """What to run.
 
     Args:
-        task: A name of `circuits.tasks`.
+        task: A name of `circuits.tasks`, or a file of the user's own pairs (`circuits.tasks.from_file`).
         model: A model that ships (`zoo:ioi`), a folder in Hugging Face format, or a hub name.
         method: A name of `circuits.methods`.
         options: The method's own options.
@@ -128,10 +131,11 @@ class Config:
         signed: Take those that help most instead of those of largest absolute effect.
         ablation: What an ablated edge carries: a name, or a file of trained constants (`.safetensors`).
         metric: What the run is judged by; None for the task's own.
-        prompts: How many training-split prompts to search on.
-        held_out: How many held-out prompts to evaluate on.
+        prompts: How many training-split prompts to search on; fewer where a file holds fewer.
+        held_out: How many held-out prompts to evaluate on; likewise.
         seed: Of the prompts, and of the random circuits and resamples of the evaluation.
         device: Where to run; None for the first GPU if there is one, else the CPU.
+        curve: For methods that score: judge circuits of other sizes too, from 0.1 to 100 % of the units (CPR, CMD).
 
     Raises:
         UnknownName, UnknownTask: A name is not known; the nearest are offered.
@@ -153,6 +157,7 @@ class Config:
     held_out: int = 100
     seed: int = 0
     device: str | None = None
+    curve: bool = False
 
     def __post_init__(self) -> None:
         tasks.load(self.task)
@@ -172,6 +177,8 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data; those that were left open are absent."""
         known = {name: value for name, value in asdict(self).items() if value is not None}
+        if not self.curve:  # runs from before there was such a setting are still the same run
+            del known["curve"]
         return known | {"options": dict(self.options)}
 
     @staticmethod
@@ -190,7 +197,7 @@ class PatchConfig:
     """What to patch.
 
     Args:
-        task: A name of `circuits.tasks`.
+        task: A name of `circuits.tasks`, or a file of the user's own pairs (`circuits.tasks.from_file`).
         model: A model that ships (`zoo:ioi`), a folder in Hugging Face format, or a hub name.
         kind: What is patched; a name of `KINDS`.
         method: A name of `PATCHING`.
@@ -271,23 +278,43 @@ class PatchConfig:
 
 
 def default_model(task: str) -> str:
-    """The model that is used when none is named: the one that ships for the task.
+    """The model that is used when none is named: one that ships and was made for the task.
+
+    That is `zoo:small`, else the specialist of the task's name, else any other.
 
     Raises:
-        BadConfig: None ships for this task.
+        BadConfig: None ships for this task, or it is a file of the user's own.
 
     Example:
-        >>> default_model("ioi")
-        'zoo:ioi'
+        >>> default_model("ioi"), default_model("reverse")
+        ('zoo:small', 'zoo:reverse')
     """
     tasks.load(task)
-    name = f"zoo:{task}"
-    if name not in zoo() and not compiled.is_compiled(name):
+    if task_files.is_own(task):
+        raise BadConfig(
+            f"expected a model for the pairs in {visible(task)}: give --model with one that ships (`wiretrace "
+            "models`), a folder in Hugging Face format or a hub name, such as --model gpt2."
+        )
+    shipped = zoo()
+    if GENERAL in shipped and task in describe(GENERAL).tasks:
+        return GENERAL
+    if f"zoo:{task}" in shipped or compiled.is_compiled(f"zoo:{task}"):
+        return f"zoo:{task}"
+    able = [name for name in shipped if (found := describe(name)).truth is None and task in found.tasks]
+    if not able:
         raise BadConfig(
             f"expected a model: none ships for the task {task}. Give --model with a folder in Hugging Face "
             "format or a hub name, such as --model gpt2."
         )
-    return name
+    return able[0]
+
+
+def is_default(config: Config | PatchConfig) -> bool:
+    """Whether the model of a config is the one that is used when none is named."""
+    try:
+        return config.model == default_model(config.task)
+    except BadConfig:
+        return False
 
 
 def is_constants(ablation: str) -> bool:
@@ -306,7 +333,7 @@ def require_shipped(model: str) -> None:
     Raises:
         UnknownName: It is not; the nearest are offered.
     """
-    if model.startswith("zoo:"):
+    if model.startswith("zoo:") and not compiled.is_compiled(model):
         require_known("a model that ships", model, known_zoo())
 
 
@@ -357,25 +384,11 @@ def load(path: str | os.PathLike[str]) -> Config | PatchConfig | AttributeConfig
 
     Raises:
         BadFile: There is no such file, or it is not text.
-        BadConfig: It is not TOML, or not a config; the message says why.
+        BadConfig: It is not TOML, not a config, or one of many runs; the message says why.
     """
-    text = read_text(path)
-    try:
-        settings = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise BadConfig(f"expected a TOML file; {os.fspath(path)} is not one: {error}.") from error
-    schema = settings.pop("schema", None)
-    if schema == PATCH_SCHEMA:
-        return PatchConfig.from_dict(settings)
-    if schema == ATTRIBUTE_SCHEMA:
-        from experiments.attribute import AttributeConfig
+    from experiments.config_file import build, read
 
-        return AttributeConfig.from_dict(settings)
-    if schema != SCHEMA:
-        raise BadConfig(
-            f"expected schema = {SCHEMA!r} in {os.fspath(path)}; got {schema!r}. Copy a config.toml of a run."
-        )
-    return Config.from_dict(settings)
+    return build(read(path))
 
 
 def command_line(config: Config, *, out: str | os.PathLike[str], flags: tuple[str, ...] = ()) -> str:
@@ -387,7 +400,7 @@ def command_line(config: Config, *, out: str | os.PathLike[str], flags: tuple[st
     """
     plain = Config(config.task, config.model, config.method)
     words = ["wiretrace", "discover", config.task]
-    if config.model != f"zoo:{config.task}":
+    if not is_default(config):
         words += ["--model", config.model]
     if config.method != Config.method:
         words += ["--method", config.method]
@@ -395,7 +408,7 @@ def command_line(config: Config, *, out: str | os.PathLike[str], flags: tuple[st
         if plain.options.get(name) != value:
             shown = value if isinstance(value, str) else _toml(value)
             words += ["--tau", repr(value)] if name == "tau" else ["--option", f"{name}={shown}"]
-    words += [f"--{name}" for name in ("positions", "signed") if getattr(config, name)]
+    words += [f"--{name}" for name in ("positions", "signed", "curve") if getattr(config, name)]
     for name in ("level", "n", "selection", "ablation", "metric", "prompts", "held_out", "seed", "device"):
         value = getattr(config, name)
         if value != getattr(plain, name):
@@ -414,7 +427,7 @@ def patch_command(config: PatchConfig, *, out: str | os.PathLike[str]) -> str:
     for each in fields(PatchConfig):
         value = getattr(config, each.name)
         option = f"--{each.name.replace('_', '-')}"
-        if each.name == "task" or value == each.default or (each.name, value) == ("model", f"zoo:{config.task}"):
+        if each.name == "task" or value == each.default or (each.name == "model" and is_default(config)):
             continue
         if isinstance(value, bool):
             words.append(option if value else option.replace("--", "--no-", 1))
@@ -465,7 +478,8 @@ def _checked_options(method: Method, options: Mapping[str, Value]) -> dict[str, 
     for name, value in options.items():
         if name not in method.options:
             takes = f"it takes {', '.join(method.options)}" if method.options else "it takes none"
-            raise BadConfig(f"expected an option of {method.name}: {takes}; got {name}.")
+            hint = did_you_mean(name, method.options)
+            raise BadConfig(f"expected an option of {method.name}: {takes}; got {name}.{hint}")
         kind = method.options[name]
         if kind is float and type(value) is int:
             continue
@@ -498,6 +512,11 @@ def _check_selection(method: Method, config: Config) -> None:
                 f"expected the selection top for {config.level}s; got {config.selection}, which grows edges."
             )
         return
+    if config.curve:
+        raise BadConfig(
+            f"expected no curve: {method.name} gives one circuit, not scores to cut at other sizes. Vary "
+            f"{next(iter(method.options), 'the seed')} instead."
+        )
     for name, default in (("n", None), ("selection", "top"), ("signed", False)):
         if getattr(config, name) != default:
             raise BadConfig(

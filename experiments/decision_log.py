@@ -11,6 +11,7 @@ import json
 import os
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +20,9 @@ from typing import Any, Final
 from experiments.errors import BadRun
 from graphs.errors import WriteFailed
 
-SCHEMA: Final = "wiretrace-decisions/2"
+SCHEMA: Final = "wiretrace-decisions/3"
 _KEYS: Final = ("name", "kept", "delta", "seconds")
+_MORE: Final = (*_KEYS, "footing")
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Row:
         kept: Whether it stays.
         delta: The rise of the damage without it; None where nothing was evaluated, since nothing reads it any more.
         seconds: Of searching until then, interruptions not counted.
+        footing: Numbers that a search needs to begin again here and end in the same bits; None at most decisions.
     """
 
     name: str
     kept: bool
     delta: float | None
     seconds: float = 0.0
+    footing: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,10 +127,11 @@ class Writer:
         if not log.size:
             self._bytes(_written({"schema": SCHEMA, "run": run}) + b"\n")
 
-    def append(self, name: str, kept: bool, delta: float | None) -> None:
+    def append(self, name: str, kept: bool, delta: float | None, footing: Sequence[float] | None = None) -> None:
         """Add one decision."""
         seconds = round(self._before + time.perf_counter() - self._start, 4)
-        record = _written({"name": name, "kept": kept, "delta": delta, "seconds": seconds})
+        row = {"name": name, "kept": kept, "delta": delta, "seconds": seconds}
+        record = _written(row if footing is None else row | {"footing": list(footing)})
         self._check = zlib.crc32(record, self._check)
         self._bytes(record[:-1] + b',"check":%d}\n' % self._check)
 
@@ -158,8 +163,10 @@ def _row(line: bytes, check: int) -> tuple[Row | None, int]:
     """The decision on a line and the checksum after it; None where they do not belong together, to the last bit."""
     content, _, found = line.rpartition(b',"check":')
     record, check_after = _parsed(content + b"}"), zlib.crc32(content + b"}", check)
-    if not isinstance(record, dict) or tuple(record) != _KEYS or found != b"%d}\n" % check_after:
+    if not isinstance(record, dict) or tuple(record) not in (_KEYS, _MORE) or found != b"%d}\n" % check_after:
         return None, check
+    if "footing" in record:
+        record["footing"] = tuple(record["footing"])
     return Row(**record), check_after
 
 

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, Final
 from circuits import tasks
 from circuits.methods import METHODS
 from experiments import config as settings
-from experiments import environment, report, saved_runs
+from experiments import environment, exact_shards, report, saved_runs, task_files
 from experiments.config import Config, PatchConfig, command_line
 from experiments.errors import BadConfig, Interrupted, NoMemory
 from experiments.model_files import digest, digests, zoo
 from experiments.nearest import did_you_mean
 from experiments.progress_display import Display, Silence
-from experiments.run_directory import CONFIG, DECISIONS, ENVIRONMENT, RunDirectory, claimed, plan
+from experiments.run_directory import CONFIG, DECISIONS, ENVIRONMENT, SHARDS, RunDirectory, claimed, plan
 from graphs.circuit import Circuit
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def discover(
             raise Interrupted("Stopped before anything was written.") from None
         with claimed(out, identity, overwrite=overwrite, resume=resume) as directory:
             try:
-                _carry_out(config, stage, directory, show=show)
+                _carry_out(config, stage, directory, show=directory.told(show))
             except KeyboardInterrupt:
                 raise Interrupted(_interrupt(config, directory)) from None
     return saved_runs.saved(out)
@@ -107,7 +107,7 @@ def identify(config: Config) -> dict[str, Any]:
     known = {"wiretrace": environment.version(), "config": chosen, "model_files": digests(config.model)}
     if settings.is_constants(config.ablation):
         known["ablation_file"] = digest(Path(config.ablation))
-    return known
+    return known | task_files.identity(config.task)
 
 
 def prepare(config: Config, *, show: Display) -> Stage:
@@ -120,12 +120,17 @@ def prepare(config: Config, *, show: Display) -> Stage:
     start = time.perf_counter()
     show.say(f"Loading {config.model} …")
     model = load_model(config)
-    search = _run_on(model, config, split=SEARCH_SPLIT, n=config.prompts)
+    search = search_run(model, config)
     held_out = _run_on(model, config, split=HELD_OUT_SPLIT, n=config.held_out)
     count = units(search, config).n_units
     if config.n is not None and config.n > count:
         raise BadConfig(f"expected n to be at most {count:,}, the {config.level}s of this model; got {config.n:,}.")
     return Stage(model, search, held_out, time.perf_counter() - start)
+
+
+def search_run(model: LensModel, config: Config) -> MaskedRun:
+    """A model on the prompts of the search."""
+    return _run_on(model, config, split=SEARCH_SPLIT, n=config.prompts)
 
 
 def units(run: MaskedRun, config: Config) -> MaskedRun:
@@ -197,8 +202,9 @@ def _carry_out(config: Config, stage: Stage, directory: RunDirectory, *, show: D
     _write_settings(config, stage, directory)
     circuit, scores, taken_over = _search(config, stage.search, directory, show=show)
     searched = time.perf_counter()
-    show.say(f"Evaluating {circuit.n_edges:,} edges on {config.held_out:,} held-out prompts …")
+    show.say(f"Evaluating {circuit.n_edges:,} edges on {len(stage.held_out.task):,} held-out prompts …")
     evaluation = _evaluation(stage.held_out, circuit, seed=config.seed)
+    curves = _curves(config, stage.held_out, scores)
     evaluated = time.perf_counter()
     made = {
         "wiretrace": environment.version(),
@@ -219,6 +225,7 @@ def _carry_out(config: Config, stage: Stage, directory: RunDirectory, *, show: D
             "total": stage.seconds + evaluated - start,
         },
         device=device_name(stage.model),
+        curves=curves,
     )
     if scores is not None:
         scores = replace(scores, provenance=dict(scores.provenance) | made)
@@ -258,7 +265,11 @@ def _search(
         if taken_over:
             show.say(f"Going on after {taken_over:,} decisions.")
         with show.steps(method.name, unit="edge" if followed else "step", done=taken_over) as progress:
-            found = function(run, **config.options, **extra, progress=progress)
+            if method.name == "exact":
+                folder = directory.path / SHARDS
+                found = exact_shards.scores(run, folder=folder, key=directory.key, progress=progress)
+            else:
+                found = function(run, **config.options, **extra, progress=progress)
     if method.gives == "circuit":
         return found, None, taken_over
     return selected(config, found), found, taken_over
@@ -280,7 +291,7 @@ def selected(config: Config, scores: Scores) -> Circuit:
 @contextmanager
 def _followed(directory: RunDirectory, show: Display) -> Iterator[tuple[dict[str, Any], int]]:
     """Arguments that make a search log its decisions, and take over those of an interrupted one."""
-    from circuits.acdc import Decision
+    from circuits.acdc import Decision, Footing
 
     log = directory.decisions()
     if log.damaged is not None:
@@ -288,11 +299,15 @@ def _followed(directory: RunDirectory, show: Display) -> Iterator[tuple[dict[str
             f"{directory.path / DECISIONS} is damaged from line {log.damaged} on: going on from the {len(log.rows):,} "
             "decisions before it."
         )
-    decided = [Decision(row.name, row.kept, row.delta) for row in log.rows]
+    footings = [None if row.footing is None else Footing.from_list(row.footing) for row in log.rows]
+    decided = [
+        Decision(row.name, row.kept, row.delta, footing) for row, footing in zip(log.rows, footings, strict=True)
+    ]
     with directory.writer(log) as writer:
 
         def watch(decision: Decision) -> None:
-            writer.append(decision.name, decision.kept, decision.delta)
+            footing = None if decision.footing is None else decision.footing.to_list()
+            writer.append(decision.name, decision.kept, decision.delta, footing)
 
         yield {"decided": decided, "watch": watch}, len(decided)
 
@@ -301,6 +316,15 @@ def _evaluation(run: MaskedRun, circuit: Circuit, *, seed: int) -> Mapping[str, 
     from circuits import evaluate
 
     return evaluate(run, circuit, seed=seed).to_dict()
+
+
+def _curves(config: Config, run: MaskedRun, scores: Scores | None) -> Mapping[str, Any]:
+    """How faithful circuits of other sizes are, if that is asked for."""
+    if scores is None or not config.curve:
+        return {}
+    from experiments import size_curves
+
+    return {name: curve.to_dict() for name, curve in size_curves.both(run, scores, seed=config.seed).items()}
 
 
 def _baselines(run: MaskedRun) -> dict[str, Any]:
@@ -335,6 +359,12 @@ def _write_results(
         export(circuit, folder / "circuit.html", **example(stage.model, stage.search.task))
     if scores is not None:
         scores.save(folder / "scores.json")
+    if document.get("curves") and document["evaluation"]["faithfulness"] is not None:
+        from experiments import size_curves
+
+        config = document["config"]
+        title = f"{config['task']}, {config['model']}, {config['ablation']}"
+        size_curves.draw(document["curves"], folder / "faithfulness.svg", title=title)
     (folder / "report.json").write_text(to_json(document), encoding="utf-8")
     (folder / "report.md").write_text(report.markdown(document, folder=named), encoding="utf-8")
 
@@ -394,8 +424,10 @@ def enough_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        from patching.chunks import is_out_of_memory
+
         text = str(error)
-        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        if is_out_of_memory(error):
             raise NoMemory(
                 "the run needs more memory than there is. Use fewer --prompts and --held-out, or another --device. "
                 f"({text.splitlines()[0] if text else 'MemoryError'})"

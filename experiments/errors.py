@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from graphs.errors import WiretraceError
 
 
@@ -17,12 +20,28 @@ class FolderTaken(WiretraceError):
     """The output folder holds something that this run may not replace."""
 
 
+class FolderBusy(FolderTaken):
+    """Another process works in the output folder at this moment; a little later it may be free."""
+
+
 class BadRun(WiretraceError):
     """A folder that is not a run directory, or one whose files do not hold together."""
 
 
 class NoMemory(WiretraceError):
     """The run needs more memory than there is."""
+
+
+class CallbackFailed(WiretraceError):
+    """A function that was given to hear of progress raised an error; the work was done nevertheless.
+
+    Attributes:
+        outcomes: What became of every piece of it.
+    """
+
+    def __init__(self, text: str, outcomes: Sequence[Any]) -> None:
+        super().__init__(text)
+        self.outcomes = list(outcomes)
 
 
 class Interrupted(KeyboardInterrupt):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from experiments import environment
+from experiments import environment, task_files
 from experiments.discover import deaf, device_name, enough_memory, stoppable, to_json
 from experiments.errors import Interrupted
 from experiments.feature_subject import Asked, Subject, config_of, open_dictionaries, prepare
@@ -101,6 +101,7 @@ def search(
         except KeyboardInterrupt:
             raise Interrupted("Stopped before anything was written.") from None
         with claimed(out, identity, overwrite=again, resume=False) as directory:
+            show = directory.told(show)
             try:
                 began = time.perf_counter()
                 options = {**vars(settings), "aggregation": "none" if settings.positions else "sum"}
@@ -183,6 +184,7 @@ def _identity(asked: Asked, settings: Search, names: Sequence[str], opened: Sequ
         },
         "model_files": digests(config.model),
         "dictionary_files": {name: _digests(name) for name in names},
+        **task_files.identity(config.task),
     }
 
 

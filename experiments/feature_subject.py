@@ -146,6 +146,21 @@ def prepare(
     return Subject(config, model, task, Prompts.from_task(task))
 
 
+def default_subject(task: str) -> str:
+    """The model that is used when none is named: the task's specialist if dictionaries of it ship.
+
+    Raises:
+        BadConfig: No model ships for the task.
+
+    Example:
+        >>> default_subject("ioi")
+        'zoo:ioi'
+    """
+    from circuits.features import shipped
+
+    return f"zoo:{task}" if f"zoo:{task}" in shipped.models() else default_model(task)
+
+
 def config_of(asked: Asked, known: Sequence[Dictionary]) -> Config:
     """Names and numbers, checked, with what the dictionaries say filled in.
 
@@ -155,7 +170,7 @@ def config_of(asked: Asked, known: Sequence[Dictionary]) -> Config:
     task = asked.task or _said("task", known) or _task_of(asked.model or _said("model_name", known))
     if task is None and asked.text is None:
         raise BadConfig("expected prompts: the dictionary does not say which. Give --task, or --text with a file.")
-    model = asked.model or _said("model_name", known) or (None if task is None else default_model(task))
+    model = asked.model or _said("model_name", known) or (None if task is None else default_subject(task))
     if model is None:
         raise BadConfig("expected a model: the dictionary does not say which. Give --model.")
     # A config checks names and numbers; text belongs to no task, but the config wants one.

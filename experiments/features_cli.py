@@ -261,9 +261,9 @@ def circuit(
     `wiretrace features circuit ioi -d dictionaries/mlp1 -d dictionaries/r1 --node-threshold 0.02`
     """
     from experiments import feature_circuit
-    from experiments.config import default_model
-    from experiments.feature_subject import Asked
+    from experiments.feature_subject import Asked, default_subject
     from experiments.progress_display import display
+    from experiments.task_files import run_name
 
     found = feature_circuit.search(
         Asked(task=task, model=model, prompts=prompts, seed=seed, device=device),
@@ -278,8 +278,8 @@ def circuit(
             metric=metric,
             curve=curve,
         ),
-        dictionary or [model or default_model(task)],
-        out=out or Path("runs") / f"{task}-features",
+        dictionary or [model or default_subject(task)],
+        out=out or Path("runs") / f"{run_name(task)}-features",
         overwrite=overwrite,
         show=display(quiet=quiet),
     )

@@ -1,8 +1,9 @@
 """How well methods find circuits that are known by construction: ``python -m experiments.ground_truth_table``.
 
 For every program of `patching.compiled`, methods search the model on pairs of prompts with different answers, and what
-they find is held against the circuit that was read off the program. Prints a table in Markdown.
-
+they find is held against the circuit that was read off the program. Prints a table in Markdown: how much of each
+circuit is found, or, with ``--table auroc`` and ``--table trained``, how well every method ranks the edges of compiled
+models, and the nodes of interchange-trained ones (`experiments.known_scores`).
 
 Source: the tracr models and logic gates of the ACDC paper, arXiv 2304.14997, section 4 and appendix M.
 """
@@ -10,15 +11,19 @@ Source: the tracr models and logic gates of the ACDC paper, arXiv 2304.14997, se
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from circuits import acdc
 from circuits.recovery import auroc
+from experiments import known_scores
+from experiments.known_scores import DECIMALS, Ranking, rank_edges, rank_trained
 from graphs.circuit import Circuit
-from patching import MaskedRun, compiled, exact
+from patching import LensModel, MaskedRun, compiled, exact
+from patching.compiled.trained import SUFFIX, ZOO
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -27,8 +32,8 @@ if TYPE_CHECKING:
 TAUS = (0.001, 0.01, 0.1, 1.0, 3.0)
 """Thresholds, in logits; the right answer leads by 10 in most programs."""
 
-DECIMALS = 9
-"""Scores that agree to this many places are ties: rounding must not rank what a method cannot tell apart."""
+TABLES = ("circuits", "auroc", "models", "trained")
+"""What there is to print; ``models`` is what the cards of interchange-trained models say, and measures nothing."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,65 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
+def edge_rankings(names: Iterable[str], *, prompts: int, seed: int) -> Iterator[Ranking]:
+    """How well every method ranks the edges of compiled models."""
+    import torch
+
+    for name in names:
+        run = MaskedRun(compiled.model(name, dtype=torch.float64), compiled.task(name, n=prompts, seed=seed))
+        yield rank_edges(name, run, taus=TAUS)
+
+
+def trained_rankings(names: Iterable[str], *, prompts: int, seed: int) -> tuple[list[Ranking], list[Ranking]]:
+    """How well every method ranks the nodes of interchange-trained models, and which of them read which."""
+    import torch
+
+    nodes: list[Ranking] = []
+    pairs: list[Ranking] = []
+    for name in names:
+        model = LensModel.load(f"zoo:{name}{SUFFIX}", dtype=torch.float64, device="cpu")
+        run = MaskedRun(model, compiled.task(name, n=prompts, seed=seed))
+        by_node, by_pair = rank_trained(name, run, taus=TAUS)
+        nodes.append(by_node)
+        pairs += [] if by_pair is None else [by_pair]
+    return nodes, pairs
+
+
+def trained_models(names: Iterable[str]) -> str:
+    """What the records of interchange-trained models say, as a table in Markdown."""
+    lines = [
+        "| model | nodes with variables | of | accuracy, held out | interchange accuracy, held out | on training "
+        "prompts | lowest of all nodes and sets, held out | CPU seconds |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in names:
+        folder = ZOO / f"{name}{SUFFIX}"
+        record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        held_out, train = record["interchange"]["held-out"], record["interchange"]["train"]
+        nodes = "; ".join(f"`{node}` {', '.join(held)}" for node, held in record["alignment"].items())
+        shape = compiled.truth(f"{name}{SUFFIX}").architecture
+        lines.append(
+            f"| `zoo:{name}{SUFFIX}` | {nodes} | {shape.n_layers * (shape.n_heads + 1)} | "
+            f"{held_out['task']['accuracy']:.1%} | {record['interchange_accuracy']:.1%} | "
+            f"{train['interchange_accuracy']:.1%} | {held_out['lowest']:.1%} | {record['cpu_seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def printed(what: str, names: Sequence[str], *, prompts: int, seed: int, sharpness: float | None) -> str:
+    """One of the tables, a key of `TABLES`, in Markdown."""
+    if what == "circuits":
+        return table(measure(name, prompts=prompts, seed=seed, sharpness=sharpness) for name in names)
+    if what == "auroc":
+        return known_scores.table(edge_rankings(names, prompts=prompts, seed=seed))
+    shipped = [name for name in names if f"zoo:{name}{SUFFIX}" in compiled.trained_names()]
+    if what == "models":
+        return trained_models(shipped)
+    return "\n\n".join(
+        known_scores.table(rows) for rows in trained_rankings(shipped, prompts=prompts, seed=seed) if rows
+    )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m experiments.ground_truth_table", description=__doc__)
@@ -179,12 +243,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32, help="pairs of prompts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sharpness", type=float, default=None, help="of the heads; 200 by default, 20 leaks 0.005 %%")
+    parser.add_argument("--table", choices=TABLES, default="circuits", help="which table")
     options = parser.parse_args()
     names = options.programs or list(compiled.PROGRAMS)
     for name in names:
         compiled.program(name)
     chosen = {"prompts": options.prompts, "seed": options.seed, "sharpness": options.sharpness}
-    sys.stdout.write(table(measure(name, **chosen) for name in names) + "\n")
+    sys.stdout.write(printed(options.table, names, **chosen) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from circuits import tasks
-from experiments import saved_runs
+from experiments import saved_runs, size_curves
 from experiments.config import Config, default_model
 from experiments.discover import HELD_OUT_SPLIT, ablation_of, enough_memory, load_model, stoppable, to_json
 from experiments.errors import BadConfig
@@ -143,7 +143,7 @@ def judge(
         if tests:
             with show.steps("tests", unit="test") as progress:
                 found = battery(run, circuit, seed=config.seed, progress=progress)
-        curves = {} if scores is None else _curves(run, scores, seed=config.seed)
+        curves = {} if scores is None else size_curves.both(run, scores, seed=config.seed)
     return Judgement(config, report, found, curves, None if truth is None else recover(circuit, truth))
 
 
@@ -163,15 +163,6 @@ def _scores(source: Path) -> Scores:
     return Scores.load(path)
 
 
-def _curves(run: Any, scores: Scores, *, seed: int) -> dict[str, Curve]:
-    """By absolute effect, as CMD is defined, and by how much units help, as CPR is."""
-    from circuits.curves import curve
-
-    return {
-        name: curve(run, scores, signed=signed, seed=seed) for name, signed in (("absolute", False), ("signed", True))
-    }
-
-
 def figure(judgement: Judgement, path: Path) -> None:
     """Draw the curves of a judgement.
 
@@ -179,19 +170,11 @@ def figure(judgement: Judgement, path: Path) -> None:
         BadConfig: It has none.
         WriteFailed: The file cannot be written.
     """
-    from graphs import plots
-
     if not judgement.curves:
         raise BadConfig("expected --curve with --figure: there is nothing to draw without it.")
-    lines, bands = {}, {}
-    for name, curve in judgement.curves.items():
-        known = [
-            (fraction, value, ends)
-            for fraction, value, ends in zip(curve.fractions, curve.faithfulness, curve.intervals, strict=True)
-            if value is not None
-        ]
-        lines[f"{curve.method}, {name}"] = [(fraction, value) for fraction, value, _ in known]
-        if all(ends is not None for *_, ends in known):
-            bands[f"{curve.method}, {name}"] = [ends for *_, ends in known]
     config = judgement.config
-    plots.faithfulness(lines, path, intervals=bands, title=f"{config.task}, {config.model}, {config.ablation}")
+    size_curves.draw(
+        {name: curve.to_dict() for name, curve in judgement.curves.items()},
+        path,
+        title=f"{config.task}, {config.model}, {config.ablation}",
+    )

@@ -31,6 +31,7 @@ from graphs.circuit import Circuit
 from graphs.errors import WiretraceError
 
 if TYPE_CHECKING:
+    from experiments.estimate import Shape
     from patching.masked import MaskedRun
     from patching.scores import Scores
 
@@ -180,7 +181,7 @@ def reference(config: KnownCircuit) -> Circuit:
     """The true circuit: a compiled model's own, or the one that the config names.
 
     Raises:
-        BadConfig: The model was not compiled, and the config names no circuit.
+        BadConfig: The model was neither compiled nor trained to a program, and the config names no circuit.
     """
     from circuits.reference import REFERENCES
     from circuits.reference import load as published
@@ -189,12 +190,43 @@ def reference(config: KnownCircuit) -> Circuit:
     if config.reference is not None:
         known = config.reference in REFERENCES
         return published(config.reference).circuit if known else Circuit.load(config.reference)
+    if config.model in compiled.trained_names():
+        return compiled.truth(config.model)
     if compiled.is_compiled(config.model):
         return compiled.truth(config.model, constants=config.ablation == "zero")
     raise BadConfig(
         f"expected a reference: nobody knows the circuit of {config.model} by construction. Name one of "
         f"{', '.join(REFERENCES)}, or the file of a circuit."
     )
+
+
+def outlook(config: KnownCircuit) -> str:
+    """What would be run, and about what it would take, without running it or loading the model."""
+    from experiments.config import Config
+    from experiments.estimate import known_shape, search_cost
+
+    shape = known_shape(config.model) or _compiled_shape(config.model)
+    lines = [f"{config.task}, {config.model}, {config.metric or 'its own metric'}, {config.ablation}, against "
+             f"{config.reference or 'the circuit that it was compiled with'}:"]  # fmt: skip
+    for name, options in config.methods.items():
+        runs = _settings_of(METHODS[name], options)
+        known = Config(config.task, config.model, name, options=runs[0], prompts=config.prompts)
+        said = "its size is not known here"
+        if shape is not None:
+            each = search_cost(known, shape)
+            least = "up to " if each.at_most else ""
+            total, back = each.forwards * len(runs), each.backwards * len(runs)
+            said = f"{least}{total:,} forwards and {back:,} backwards of one prompt"
+        swept = "".join(f", {key} = {value}" for key, value in options.items())
+        lines.append(f"  {name}{swept}: {len(runs)} run{'s' if len(runs) > 1 else ''}, {said}")
+    return "\n".join([*lines, "Nothing was written."])
+
+
+def _compiled_shape(model: str) -> Shape | None:
+    from experiments.estimate import Shape
+    from patching import compiled
+
+    return Shape.of(compiled.truth(model).graph.architecture) if compiled.is_compiled(model) else None
 
 
 def _settings_of(method: Method, options: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,21 +49,39 @@ class Shipped:
         parameters: How many weights; None if the file cannot be read.
         size: Bytes of the weights.
         shape: Layers, heads and width, in words.
-        accuracy: Share of held-out prompts that it gets right, by task split; empty if it was not recorded.
+        tasks: What it was trained for.
+        accuracy: Share of held-out prompts that it gets right, by task and split; what was not recorded is absent.
+        truth: The compiled program whose circuit is known to be its own, or None.
+        interchange_accuracy: How often it agrees with that program under interchange interventions, or None.
+        text_loss: Nats per token on held-out text, or None.
+        made_by: The command that makes it again, or None.
+        licence: Of weights and data, or None.
     """
 
     name: str
     parameters: int | None
     size: int
     shape: str
-    accuracy: Mapping[str, float]
+    tasks: tuple[str, ...] = ()
+    accuracy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    truth: str | None = None
+    interchange_accuracy: float | None = None
+    text_loss: float | None = None
+    made_by: str | None = None
+    licence: str | None = None
+
+    def lowest(self, task: str) -> tuple[str, float] | None:
+        """The held-out split of a task that it is worst at, and its accuracy there."""
+        splits = self.accuracy.get(task, {})
+        return min(splits.items(), key=lambda item: item[1]) if splits else None
 
 
 def zoo() -> tuple[str, ...]:
     """The models that ship as files, as `zoo:NAME`."""
     if not ZOO.is_dir():
         return ()
-    return tuple(f"zoo:{path.name}" for path in sorted(ZOO.iterdir()) if (path / "config.json").is_file())
+    folders = (path for path in sorted(ZOO.iterdir()) if not path.name.startswith("."))  # one being written has a dot
+    return tuple(f"zoo:{path.name}" for path in folders if (path / "config.json").is_file())
 
 
 def known_zoo() -> tuple[str, ...]:
@@ -74,12 +94,21 @@ def describe(name: str) -> Shipped:
     folder = ZOO / name.removeprefix("zoo:")
     weights = sorted(folder.glob("*.safetensors"))
     counts = [_parameters(path) for path in weights]
+    record = _json(folder / "training.json")
+    tasks = _tasks(record)
+    loss = record.get("text_loss")
     return Shipped(
         name=name,
         parameters=None if None in counts else sum(count for count in counts if count),
         size=sum(path.stat().st_size for path in weights),
         shape=_shape(_json(folder / "config.json")),
-        accuracy=_accuracy(_json(folder / "training.json")),
+        tasks=tasks,
+        accuracy={task: splits for task in tasks if (splits := _accuracy(record, task))},
+        truth=_text(record.get("truth")),
+        interchange_accuracy=_number(record.get("interchange_accuracy")),
+        text_loss=_number(loss.get("held_out")) if isinstance(loss, dict) else None,
+        made_by=_text(record.get("made_by")) or _script(folder.name),
+        licence=_text(record.get("licence")) or _card_licence(folder / "README.md"),
     )
 
 
@@ -119,10 +148,17 @@ def digest(path: Path) -> str:
         BadFile: It cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        found = path.stat()
+        return _digest(path, found.st_size, found.st_mtime_ns, found.st_ino)
     except OSError as error:
         raise BadFile(f"expected to read {path}; {error.strerror or error}.") from error
+
+
+@lru_cache(maxsize=1_000)
+def _digest(path: Path, _size: int, _time: int, _place: int) -> str:
+    """Read once for every state of the file: many runs ask for the digests of one model."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parameters(path: Path) -> int | None:
@@ -153,16 +189,56 @@ def _shape(config: Mapping[str, Any]) -> str:
     layers = _first(config, ("num_hidden_layers", "n_layer", "num_layers"))
     heads = _first(config, ("num_attention_heads", "n_head", "num_heads"))
     width = _first(config, ("hidden_size", "n_embd"))
-    return f"{layers} layers, {heads} heads, width {width}"
+    return sizes(layers, heads, width)
 
 
-def _accuracy(training: Mapping[str, Any]) -> dict[str, float]:
-    """Accuracy per held-out split from the record that the training script leaves."""
-    found: dict[str, float] = {}
-    by_task = training.get("accuracy")
-    splits = by_task.get(str(training.get("task"))) if isinstance(by_task, dict) else None
-    for split, row in splits.items() if isinstance(splits, dict) else ():
-        accuracy = row.get("accuracy") if isinstance(row, dict) else None
-        if split != "train" and isinstance(accuracy, int | float):
-            found[split] = float(accuracy)
-    return found
+def sizes(layers: Any, heads: Any, width: Any) -> str:
+    """The shape of a model in words.
+
+    Example:
+        >>> sizes(1, 4, 64)
+        '1 layer, 4 heads, width 64'
+    """
+    return f"{layers} layer{'' if layers == 1 else 's'}, {heads} head{'' if heads == 1 else 's'}, width {width}"
+
+
+def _tasks(record: Mapping[str, Any]) -> tuple[str, ...]:
+    several = record.get("tasks")
+    names = several if isinstance(several, list) else [record.get("task")]
+    return tuple(name for name in names if isinstance(name, str))
+
+
+def _accuracy(record: Mapping[str, Any], task: str) -> dict[str, float]:
+    """Accuracy per held-out split of a task, from the record that a training script leaves."""
+    by_task = record.get("accuracy")
+    splits = by_task.get(task) if isinstance(by_task, dict) else None
+    rows = splits.items() if isinstance(splits, dict) else ()
+    found = {split: _number(row.get("accuracy")) for split, row in rows if split != "train" and isinstance(row, dict)}
+    return {split: accuracy for split, accuracy in found.items() if accuracy is not None}
+
+
+def _number(value: Any) -> float | None:
+    """A finite number out of a file."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None
+
+
+def _text(value: Any) -> str | None:
+    """One line of text out of a file."""
+    return value if isinstance(value, str) and value and value.isprintable() else None
+
+
+def _script(name: str) -> str | None:
+    """The command of a model whose record does not say it: its script is named after it."""
+    there = (Path(__file__).parent / f"train_{name}.py").is_file()
+    return f"python -m experiments.train_{name} --seed 0" if there else None
+
+
+def _card_licence(card: Path) -> str | None:
+    """The licence in the head of a model card."""
+    try:
+        head = card.read_text(encoding="utf-8")[:2_000]
+    except (OSError, ValueError):
+        return None
+    found = re.match(r"---\n(?:.*\n)*?license: *(\S+)\n", head)
+    return _text(found[1].upper()) if found else None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from circuits import tasks
 from experiments import config as settings
-from experiments import environment
+from experiments import environment, task_files
 from experiments.config import ABLATIONS, DIRECTIONS, KINDS, METRICS, PATCHING, PatchConfig, patch_command
 from experiments.discover import (
     SEARCH_SPLIT,
@@ -103,7 +103,7 @@ def patch(config: PatchConfig, *, out: Path, overwrite: bool = False, show: Disp
             raise Interrupted("Stopped before anything was written.") from None
         with claimed(out, identity, overwrite=again, resume=False) as directory:
             try:
-                _carry_out(config, run, directory, loading=seconds, show=show)
+                _carry_out(config, run, directory, loading=seconds, show=directory.told(show))
             except KeyboardInterrupt:
                 with deaf():
                     directory.discard(made=made)
@@ -119,6 +119,7 @@ def identify(config: PatchConfig) -> dict[str, Any]:
         "command": COMMAND,
         "config": chosen,
         "model_files": digests(config.model),
+        **task_files.identity(config.task),
     }
 
 

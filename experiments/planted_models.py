@@ -24,7 +24,10 @@ from typing import TYPE_CHECKING
 
 from circuits.tasks.ioi import NAMES, Prompt, generate
 from experiments.ioi_sentences import sentences
-from experiments.train_ioi import IGNORED, UNKNOWN, Recipe, fit, pad
+from experiments.zoo_training.corpus import IGNORED, pad
+from experiments.zoo_training.fit import fit
+from experiments.zoo_training.recipe import Recipe
+from experiments.zoo_training.tokenizer import UNKNOWN
 from patching.lens import ZOO, LensModel
 
 if TYPE_CHECKING:

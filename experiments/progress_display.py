@@ -120,6 +120,61 @@ def display(*, quiet: bool) -> Display:
     return Bars(sys.stderr) if sys.stderr.isatty() else Lines(sys.stderr)
 
 
+def bar(what: str, *, unit: str = "step") -> Progress:
+    """A callable for ``progress=``, for scripts and notebooks: methods are silent unless they get one.
+
+        circuit = acdc.search(run, tau=0.2, progress=bar("ACDC"))
+
+    A bar with the time left on a terminal and in a notebook, a line now and then in a file. It ends with the last step;
+    the same callable can then follow other work.
+
+    Args:
+        what: the name of the work.
+        unit: what one step is.
+    """
+    where = _Notebook() if in_notebook() else display(quiet=False)
+    open_now: list[tuple[AbstractContextManager[Progress], Progress]] = []
+
+    def update(done: int, total: int) -> None:
+        if not open_now:
+            following = where.steps(what, unit=unit)
+            open_now.append((following, following.__enter__()))
+        following, inner = open_now[0]
+        inner(done, total)
+        if done >= total:
+            open_now.clear()
+            following.__exit__(None, None, None)
+
+    return update
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    return "ipykernel" in sys.modules and "IPKernelApp" in getattr(
+        getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "config", {}
+    )
+
+
+class _Notebook(Lines):
+    """Bars as notebooks draw them."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    @contextmanager
+    def steps(self, what: str, *, unit: str, done: int = 0) -> Iterator[Progress]:
+        """Draw a bar while the block lasts."""
+        from tqdm.auto import tqdm
+
+        with tqdm(desc=what, unit=unit, initial=done) as bar:
+
+            def update(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield update
+
+
 def duration(seconds: float) -> str:
     """A length of time, for people.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from circuits import tasks
 from circuits.methods import METHODS
+from experiments import size_curves
 from experiments.config import ABLATIONS, DEFAULT_N, METRICS, Config, command_line
 from experiments.progress_display import duration
 from graphs.circuit import Circuit, visible
@@ -40,6 +41,7 @@ def document(
     search: Mapping[str, Any],
     seconds: Mapping[str, float],
     device: str,
+    curves: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `report.json` holds.
 
@@ -50,6 +52,7 @@ def document(
         search: `clean`, `ablated`, `higher_is_better` (of the metric), `resumed_after` (decisions taken over).
         seconds: Wall time of each part of the run.
         device: Where the model was.
+        curves: Circuits of other sizes by each ranking (`circuits.curves.Curve` as plain data), if they were judged.
     """
     return {
         "schema": SCHEMA,
@@ -60,6 +63,7 @@ def document(
         "device": device,
         "strongest": [{"edge": str(edge), "effect": circuit.scores.get(edge)} for edge in _strongest(circuit)],
         "notes": [*_doubts(circuit, evaluation, search), *_remarks(config, evaluation)],
+        **({"curves": dict(curves)} if curves else {}),
     }
 
 
@@ -130,6 +134,7 @@ def table(report: Mapping[str, Any], *, folder: Path, files: tuple[str, ...]) ->
         ("faithfulness", f"{_share(found['faithfulness'])}{_interval(found)} on {found['prompts']:,} held-out prompts"),
         ("random circuits", f"{_share(found['random_faithfulness'])} with as many edges"),
         ("left without it", _share(found["completeness_gap"])),
+        *size_curves.rows(report.get("curves", {})),
         ("time", _time(report["seconds"])),
         ("files", f"{folder}: {', '.join(files)}"),
     ]
@@ -178,6 +183,7 @@ def markdown(report: Mapping[str, Any], *, folder: Path) -> str:
         *(f"> **Note.** {note}" for note in report["notes"]),
         "![The circuit: input at the bottom, logits at the top; width is importance, colour is the port](circuit.svg)",
         _figures(report),
+        *_sizes(report),
         _edges(report),
         _conventions(report, config),
         _further(config, folder),
@@ -210,6 +216,7 @@ def _figures(report: Mapping[str, Any]) -> str:
         ("Faithfulness", f"{_share(found['faithfulness'])}{_interval(found)}"),
         ("Random circuits of this size", f"{_share(found['random_faithfulness'])} (mean of several)"),
         ("Left without the circuit", _share(found["completeness_gap"])),
+        *size_curves.rows(report.get("curves", {})),
         (f"Mean {metric}, whole model", f"{found['clean']:.4g}"),
         (f"Mean {metric}, circuit alone", f"{found['circuit']:.4g}"),
         (f"Mean {metric}, everything ablated", f"{found['ablated']:.4g}"),
@@ -223,6 +230,17 @@ def _figures(report: Mapping[str, Any]) -> str:
     ]
     lines = [f"| {name} | {value} |" for name, value in rows]
     return "\n".join([f"## Figures\n\nOn {found['prompts']:,} held-out prompts.\n", "| | |", "|---|---|", *lines])
+
+
+def _sizes(report: Mapping[str, Any]) -> list[str]:
+    """The curve over sizes, if it was asked for and there is one."""
+    if not report.get("curves") or report["evaluation"]["faithfulness"] is None:
+        return []
+    return [
+        "## Other sizes\n\n![Faithfulness by the share of units kept](faithfulness.svg)\n\nCircuits of 0.1 to 100 % of "
+        "the units, by absolute and by signed scores. CPR is the area under the curve (more is better), CMD the area "
+        "between it and 1 (less is better); arXiv 2504.13151."
+    ]
 
 
 def _edges(report: Mapping[str, Any]) -> str:
@@ -249,16 +267,16 @@ def _conventions(report: Mapping[str, Any], config: Config) -> str:
         "source's own value. The rest of the model runs on the clean prompt (noising).",
         f"**Metric.** `{metric}`: {METRICS[metric]}, averaged over prompts; {higher} is better.",
         f"**Effect.** {_effect(config)}",
-        f"**Method.** {config.method}{_options(config)}: {METHODS[config.method].summary}. "
-        f"Source: {METHODS[config.method].source}.",
+        f"**Method.** {config.method}{_options(config)}: {METHODS[config.method].summary}; "
+        f"{METHODS[config.method].cost}. Source: {METHODS[config.method].source}.",
         "**Faithfulness.** (circuit − ablated) / (whole model − ablated), a ratio of means over prompts, not clipped: "
         "1 is the whole model, 0 is nothing, above 1 the circuit does better alone.",
         "**Left without the circuit.** The same ratio with the circuit's edges ablated and all others kept. Near 0, "
         "nothing else does the task; well above 0, other edges can do it too.",
         "**Interval.** 95 % percentile bootstrap over the held-out prompts. It says nothing about another seed, "
         "threshold or ablation.",
-        f"**Prompts.** {config.prompts:,} of the training split for the search, {config.held_out:,} held-out ones for "
-        f"the figures above, seed {config.seed}.",
+        f"**Prompts.** {report['search']['prompts']:,} of the training split for the search, "
+        f"{report['evaluation']['prompts']:,} held-out ones for the figures above, seed {config.seed}.",
     ]
     return "\n".join(["## What the words mean\n", *(f"- {line}" for line in lines)])
 

@@ -4,6 +4,7 @@
     config.toml      the settings: `wiretrace run config.toml --out FOLDER` makes the run again
     env.json         versions, device, digests of the model's files
     decisions.jsonl  every decision of a search, as it is made
+    log.jsonl        what happened when (`run_log`); with --track, what trackers keep is in `tracking`
     circuit.json …   the results, which appear together when the run is finished
 
 A run belongs to its directory: a directory that holds anything else is never touched, one that holds another run only
@@ -26,8 +27,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from experiments import decision_log
-from experiments.errors import BadConfig, BadRun, FolderTaken
+from experiments import decision_log, tracking
+from experiments.errors import BadConfig, BadRun, FolderBusy, FolderTaken
+from experiments.progress_display import Display
+from experiments.run_log import LOG, RunLog, Told, hearing
 from graphs.atomic import read_text, remove_leftovers, write_text
 from graphs.errors import BadFile, WriteFailed
 from graphs.export import EXPORTS as FORMATS
@@ -39,6 +42,8 @@ ENVIRONMENT: Final = "env.json"
 DECISIONS: Final = "decisions.jsonl"
 SAMPLES: Final = "samples"
 """The folder of random ablations (`circuits.coar.sampling`), kept so that a run can go on or take more."""
+SHARDS: Final = "shards"
+"""The folder of pieces of an exact sweep (`experiments.exact_shards`)."""
 RESULTS: Final = (
     *("circuit.json", "circuit.graphml", "circuit.svg", "circuit.html", "scores.json", "report.json"),
     *("effects.json", "effects.csv", "heatmap.svg"),
@@ -175,12 +180,17 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
         old, new = there.get(name), asked.get(name)
         if isinstance(old, dict) and isinstance(new, dict) and name in ("config", "options"):
             said += differences(old, new)
-        elif name == "model_files":
+        elif name in ("model_files", "task_file"):
             if old and new and old != new:
-                said.append("the model's files have changed since")
+                said.append(f"the {'model' if name == 'model_files' else 'task'}'s files have changed since")
         elif old != new:
             said.append(f"{name} is {_value(old)} there, {_value(new)} here")
     return said
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """A digest of what decides a result, which ties decisions and shards to their run."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 class RunDirectory:
@@ -195,12 +205,50 @@ class RunDirectory:
     def __init__(self, path: Path, identity: Mapping[str, Any], *, started: str, resumed: bool) -> None:
         self.path, self.identity, self.resumed = path, identity, resumed
         self._started = started
+        self._log: RunLog | None = RunLog(path / LOG)
+        self._trackers: tracking.Trackers | None = None
+        self._show: Display | None = None
+        self._unsaid: list[str] = []
+
+    def told(self, show: Display) -> Display:
+        """A display that tells the log and the trackers, too, what it shows."""
+        self._show = show
+        for note in self._unsaid:
+            show.say(f"Note: {note}")
+        self._unsaid.clear()
+        return Told(show, self.tell)
+
+    def tell(self, event: str, **fields: Any) -> None:
+        """Add a line to the log, and pass it on to the trackers."""
+        if self._log is None:
+            return
+        entry = self._log.write(event, **fields)
+        if self._trackers is not None:
+            self._trackers.tell(entry)
+
+    def track(self, names: Sequence[str]) -> None:
+        """Let trackers follow from now on."""
+        self._trackers = tracking.Trackers(self.path, self.identity, names, self._note) if names else None
+
+    def _note(self, text: str) -> None:
+        """Something that people should know, though the run goes on."""
+        self.tell("warning", text=text)
+        self._unsaid.append(text)
+        if self._show is not None:
+            self.told(self._show)
+
+    def _hear(self, text: str, category: type[Warning]) -> bool:
+        """Warnings go to the log; those about memory are said here too, others as Python does it."""
+        if category.__name__ == "LessMemory" and self._show is not None:
+            self._note(text)
+            return True
+        self.tell("warning", text=text, category=category.__name__)
+        return False
 
     @property
     def key(self) -> str:
         """A digest of the identity, which ties decisions to their run."""
-        text = json.dumps(self.identity, sort_keys=True, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return key_of(self.identity)
 
     def decisions(self) -> decision_log.Log:
         """What was decided so far."""
@@ -219,6 +267,8 @@ class RunDirectory:
         ended = None if state == "running" else now()
         written = Status(state, self.identity, self._started, ended, os.getpid(), error)
         write_text(self.path / STATUS, written.to_json())
+        if state != "running":
+            self.tell(state, **({} if error is None else {"text": error}))
 
     def write(self, name: str, text: str) -> None:
         """Write one file, whole or not at all."""
@@ -235,12 +285,16 @@ class RunDirectory:
         try:
             staging.mkdir()
             make(staging)
-            for path in sorted(staging.iterdir()):
-                path.replace(self.path / path.name)
+            names = sorted(path.name for path in staging.iterdir())
+            for name in names:
+                (staging / name).replace(self.path / name)
         except OSError as error:
             raise _refused(self.path, error) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+        self.tell(
+            "published", files=names, numbers=_figures(self.path / "report.json") if "report.json" in names else {}
+        )
 
     def clear(self) -> None:
         """Remove everything that a run puts here but its status; files of others stay.
@@ -249,15 +303,17 @@ class RunDirectory:
             WriteFailed: The system refuses.
         """
         try:
-            for name in (*RESULTS, *EXPORTS, DECISIONS, CONFIG, ENVIRONMENT):
+            for name in (*RESULTS, *EXPORTS, DECISIONS, CONFIG, ENVIRONMENT, LOG):
                 (self.path / name).unlink(missing_ok=True)
-            if (self.path / SAMPLES).exists():
-                shutil.rmtree(self.path / SAMPLES)
+            for name in (SAMPLES, SHARDS, tracking.FOLDER):
+                if (self.path / name).exists():
+                    shutil.rmtree(self.path / name)
         except OSError as error:
             raise _refused(self.path, error) from error
 
     def discard(self, *, made: Sequence[Path]) -> None:
         """Remove the whole run, as far as the system lets us, and the folders that were made for it."""
+        self._log = self._trackers = None
         with suppress(WriteFailed):
             self.clear()
         with suppress(OSError):
@@ -294,11 +350,16 @@ def claimed(folder: Path, identity: Mapping[str, Any], *, overwrite: bool, resum
         if chosen == "finished":
             raise FolderTaken(f"{folder} holds this run already, finished. Do it again with --overwrite.")
         directory = _begin(folder, identity, chosen, made=made)
+        directory.track(tracking.asked())
+        directory.tell("resumed" if directory.resumed else "started", **identity)
         try:
-            yield directory
+            with hearing(directory._hear):
+                yield directory
         except Exception as error:
             _record_failure(directory, error, made=made)
             raise
+        finally:
+            directory.tell("closed")
 
 
 def now() -> str:
@@ -307,7 +368,8 @@ def now() -> str:
 
 
 def _begin(folder: Path, identity: Mapping[str, Any], chosen: Plan, *, made: Sequence[Path]) -> RunDirectory:
-    remove_leftovers(folder, older_than=0.0)
+    for place in (folder, folder / SAMPLES, folder / SHARDS):
+        remove_leftovers(place, older_than=0.0)  # nobody else is writing now
     shutil.rmtree(folder / _STAGING, ignore_errors=True)
     before = status(folder) if chosen == "resume" else None
     started = before.started if before else now()
@@ -325,7 +387,8 @@ def _begin(folder: Path, identity: Mapping[str, Any], chosen: Plan, *, made: Seq
 
 def _record_failure(directory: RunDirectory, error: Exception, *, made: Sequence[Path]) -> None:
     with suppress(BadRun):
-        if not directory.decisions().rows and not (directory.path / SAMPLES).exists():
+        pieces = any((directory.path / name).exists() for name in (SAMPLES, SHARDS))
+        if not directory.decisions().rows and not pieces:
             directory.discard(made=made)
             return
     with suppress(WriteFailed):
@@ -333,8 +396,42 @@ def _record_failure(directory: RunDirectory, error: Exception, *, made: Sequence
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The folder's lock, which the system gives back when the process ends, however it ends."""
+def shared(folder: Path, identity: Mapping[str, Any]) -> Iterator[bool]:
+    """A run directory for this process beside others that compute other pieces of the same run.
+
+    Nobody can claim it meanwhile. A folder that is new is marked as this run's.
+
+    Args:
+        folder: Where; it is made if it is absent.
+        identity: What decides the result.
+
+    Yields:
+        Whether there is anything left to do: False if the run is finished.
+
+    Raises:
+        FolderBusy: A process is writing there that has it for itself.
+        FolderTaken: It holds something else.
+        WriteFailed: The folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(folder, error) from error
+    with _locked(folder, alone=False):
+        chosen = plan(folder, identity, overwrite=False, resume=True)
+        if chosen == "new":
+            RunDirectory(folder, identity, started=now(), resumed=False).set("running")
+        yield chosen != "finished"
+
+
+@contextmanager
+def _locked(folder: Path, *, alone: bool = True) -> Iterator[None]:
+    """The folder's lock, which the system gives back when the process ends, however it ends.
+
+    Args:
+        folder: The run directory.
+        alone: Whether nobody else may hold it; else nobody who wants it alone.
+    """
     try:
         import fcntl
     except ImportError:  # no such locks on this system: two processes in one folder are then the user's care
@@ -346,9 +443,9 @@ def _locked(folder: Path) -> Iterator[None]:
         raise _refused(folder, error) from error
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FolderTaken(
+            raise FolderBusy(
                 f"another process is writing to {folder}. Wait for it, stop it, or choose another --out."
             ) from None
         except OSError as error:
@@ -380,9 +477,20 @@ def _is_free(folder: Path) -> bool:
 
 def _holds_shards(folder: Path, name: str) -> bool:
     """Whether an entry is a folder of shards alone, which workers computed before the run that gathers them."""
-    if name != SAMPLES or not (folder / name).is_dir():
+    if name not in (SAMPLES, SHARDS) or not (folder / name).is_dir():
         return False
     return all(re.fullmatch(r"shard-[0-9]{6}\.safetensors|\.wiretrace-.*", each) for each in os.listdir(folder / name))
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    """The numbers of a report, by name."""
+    try:
+        record = json.loads(read_text(path, limit=10_000_000))
+    except (BadFile, ValueError, RecursionError):
+        return {}
+    named = tracking.flat(record) if isinstance(record, dict) else {}
+    found = {name: value for name, value in named.items() if isinstance(value, int | float) and name[:7] != "config."}
+    return {name: value for name, value in list(found.items())[: tracking.MOST_NUMBERS] if not isinstance(value, bool)}
 
 
 def _refused(folder: Path, error: OSError) -> WriteFailed:

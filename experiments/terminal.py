@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -36,9 +37,14 @@ def print_tables(*what: Any) -> None:
     """Print tables, as wide as the terminal, or wide enough for a file."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = Console(width=width(), highlight=False)
     for each in what:
         console.print(each)
+
+
+def width() -> int:
+    """How many columns there are: the terminal's, or plenty for a file."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
 
 
 def _stop(text: str, *, code: int) -> None:

@@ -172,6 +172,7 @@ ABLATIONS: dict[str, Ablation] = {
     ablation.name: ablation
     for ablation in (corrupt, zero, mean, mean_positional, mean_clean, resample(), gaussian_noise())
 }
+"""Every ablation by its name."""
 
 
 def get(ablation: str | Ablation) -> Ablation:

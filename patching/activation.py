@@ -7,9 +7,10 @@ follows a patched layer and position is computed, for many patches at a time.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from patching import ablations, metrics
 from patching.ablations import Ablation
+from patching.chunks import Chunks, check_memory
 from patching.effects import Effects
 from patching.errors import InvalidOption
 from patching.lens import LensModel
@@ -44,10 +46,11 @@ class SiteRun:
             `ablations.ABLATIONS` or an `Ablation`.
         direction: ``noising`` (clean base, ablation patched in) or ``denoising`` (corrupt base, clean patched in).
         metric: a name from `metrics.METRICS` or a `Metric`; the task's own by default.
-        memory: bytes that one call may use beyond what is stored.
+        memory: bytes that one call may use beyond what is stored; chunks are halved where there is less (`chunks`).
 
     Raises:
         InvalidOption: an unknown direction, or denoising from an ablation that is no run (zero, means).
+        OutOfMemory: a single patch or prompt does not fit into the memory that there is.
 
     Source: arXiv 2309.16042 (noising and denoising, corruptions, metrics).
 
@@ -71,7 +74,10 @@ class SiteRun:
     ) -> None:
         if direction not in DIRECTIONS:
             raise InvalidOption(f"expected a direction out of {', '.join(DIRECTIONS)}; got {direction!r}.")
+        check_memory(memory)
         self.model, self.task, self.memory, self.direction = model, task, memory, direction
+        self.patch_chunks, self.prompt_chunks = Chunks("patches", model.device), Chunks("prompts", model.device)
+        self._finer: dict[int, list[Part]] = {}
         self.ablation = ablations.get(ablation)
         self.metric = metrics.get(task.metric if metric is None else metric)
         if direction == "denoising" and self.ablation.combine is not None:
@@ -86,32 +92,48 @@ class SiteRun:
             )
         check_tokens(model, task)
         self.length = task.clean.shape[1]
-        self._make_parts()
+        size = max(1, min(len(task), memory // max(1, 2 * self.patch_bytes(1, self.length))))
+        self.parts = self.prompt_chunks.fit(size, self._made)
+
+    @property
+    def largest_batch(self) -> int:
+        """How many prompts are run together."""
+        return len(self.parts[0].answer)
+
+    def in_batches_of(self, size: int) -> SiteRun:
+        """The same run with its prompts in parts of at most some size. Cost: as making the run."""
+        if size not in self._finer:
+            self._finer.clear()
+            self._finer[size] = self._made(size)
+        view = copy.copy(self)
+        view.parts, view._finer = self._finer[size], {}
+        return view
 
     @torch.no_grad()
-    def _make_parts(self) -> None:
+    def _made(self, size: int) -> list[Part]:
+        """The prompts in parts of some size."""
         model, task = self.model, self.task
         prompts = self.ablation.prompts(task)
         clean, other = model.embed(task.clean), self.ablation.embed(model, task, prompts)
         base, source = (clean, other) if self.direction == "noising" else (other, clean)
-        size = max(1, min(len(task), self.memory // max(1, 2 * self.patch_bytes(1, self.length))))
-        self.parts: list[Part] = []
+        parts: list[Part] = []
         for first in range(0, len(task), size):
             rows = slice(first, first + size)
-            self.parts.append(Part(model, task.subset(rows), self.metric, clean[rows], base[rows], source[rows]))
+            parts.append(Part(model, task.subset(rows), self.metric, clean[rows], base[rows], source[rows]))
         combine = self.ablation.combine
         if combine is None:
-            return
+            return parts
         weights = self.ablation.weights(task).to(model.device)
-        for kind in self.parts[0].source:
+        for kind in parts[0].source:
             for layer in range(len(model.blocks)):
-                whole = torch.cat([part.source[kind][layer] for part in self.parts], dim=-3)
+                whole = torch.cat([part.source[kind][layer] for part in parts], dim=-3)
                 pooled = combine(whole, weights)
-                for part in self.parts:
+                for part in parts:
                     own = part.source[kind][layer]
                     part.source[kind][layer] = pooled.expand_as(own)
-        for part in self.parts:  # there is no run of these values: what the metric says of the last residual's
+        for part in parts:  # there is no run of these values: what the metric says of the last residual's
             part.source_metric = part.measure(at(part.source["resid_post"][-1], part.answer)[..., 0, :])
+        return parts
 
     @property
     def base_metric(self) -> Float[Tensor, " example"]:
@@ -145,7 +167,7 @@ class SiteRun:
             def shown(done: int, _total: int, before: int = number * len(patches)) -> None:
                 progress(before + done, len(self.parts) * len(patches))
 
-            columns.append(part.run(patches, self.memory, self.patch_bytes, shown))
+            columns.append(part.run(patches, self.patches_at_once, self.patch_chunks, shown))
         return torch.cat(columns, dim=1)
 
     def jointly(
@@ -184,6 +206,10 @@ class SiteRun:
             raise InvalidOption(
                 f"expected a position from 0 to {self.length - 1}, the longest prompt's last; got {site.position}."
             )
+
+    def patches_at_once(self, examples: int, positions: int) -> int:
+        """How many patches fit the byte budget."""
+        return max(1, self.memory // max(1, self.patch_bytes(examples, positions)))
 
     def patch_bytes(self, examples: int, positions: int) -> int:
         """Bytes of the temporaries of one patch."""
@@ -278,8 +304,10 @@ class Part:
         return own
 
     @torch.no_grad()
-    def run(self, patches: Sequence[Patch], memory: int, size: Callable[[int, int], int], progress: Progress) -> Tensor:
-        """The metric under every patch."""
+    def run(
+        self, patches: Sequence[Patch], size: Callable[[int, int], int], chunks: Chunks, progress: Progress
+    ) -> Tensor:
+        """The metric under every patch; ``size`` says how many fit, given numbers of prompts and positions."""
         result = self.base_metric.repeat(len(patches), 1)
         groups: dict[tuple[int, int, int], list[tuple[int, list[Site]]]] = defaultdict(list)
         last = int(self.answer.max())
@@ -297,17 +325,20 @@ class Part:
         done = len(patches) - sum(map(len, groups.values()))
         length = self.contexts[0].bias.shape[-1]
         for (layer, stage, first), members in sorted(groups.items(), key=lambda item: item[0]):
-            step = max(1, memory // max(1, size(len(self.answer), length - first)))
-            start = self.start(layer, stage, first)
-            for low in range(0, len(members), step):
-                chosen = members[low : low + step]
-                visit = _Replace(self, [sites for _, sites in chosen], first)
-                final = forward(self.model, self.contexts, start, visit, answer=self.answer)
-                values = torch.where(self.answer >= first, self.measure(final), self.base_metric)
-                result[[number for number, _ in chosen]] = values.to(result)
-                done += len(chosen)
+            work = partial(self._patched, self.start(layer, stage, first), members)
+            for rows, values in chunks.over(len(members), size(len(self.answer), length - first), work):
+                result[[number for number, _ in members[rows]]] = values.to(result)
+                done += len(values)
                 progress(done, len(patches))
         return result
+
+    def _patched(
+        self, start: Start, members: list[tuple[int, list[Site]]], rows: slice
+    ) -> Float[Tensor, "patch example"]:
+        """The metric under some of the patches, which have their first layer, stage and position in common."""
+        visit = _Replace(self, [sites for _, sites in members[rows]], start.position)
+        final = forward(self.model, self.contexts, start, visit, answer=self.answer)
+        return torch.where(self.answer >= start.position, self.measure(final), self.base_metric)
 
     def start(self, layer: int, stage: int, first: int) -> Start:
         """The base run up to a stage."""

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patching.activation import Part, SiteRun, axes_of, chosen_positions, splits
+from patching.chunks import with_fewer_prompts
 from patching.effects import Effects
 from patching.errors import InvalidOption
 from patching.progress import Progress, silent
@@ -60,6 +61,7 @@ def scores(
     return made[kind]
 
 
+@with_fewer_prompts
 def scores_of(
     run: SiteRun,
     kinds: Sequence[str],

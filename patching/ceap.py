@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from patching.chunks import with_fewer_prompts
 from patching.engine import Batch
 from patching.errors import InvalidOption
 from patching.first_order import UNITS, Units, Values, difference, require, require_run, require_slope
@@ -20,6 +21,7 @@ RULES = {"trapezoid": (0.5, 0.5), "left": (1.0, 0.0), "right": (0.0, 1.0)}
 """Weights of the gradients at the clean and at the replaced end of an interval."""
 
 
+@with_fewer_prompts
 def scores(run: MaskedRun, *, steps: int = 10, rule: str = "trapezoid", progress: Progress = silent) -> Scores:
     """``Σ_k ḡ_k · (z(k+1) - z(k))`` along the path of the embeddings from clean to replaced.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -24,6 +24,7 @@ from graphs.errors import BadName
 from graphs.nodes import INPUT, Node, head, mlp, neuron
 from patching import ablations, metrics
 from patching.ablations import Ablation
+from patching.chunks import Chunks, check_memory, with_fewer_prompts
 from patching.errors import InvalidMask, InvalidOption
 from patching.lens import LensModel
 from patching.masked import DEFAULT_BYTES, MaskedRun, check_tokens
@@ -104,10 +105,12 @@ class ComponentRun:
         dictionaries: of features, for the family ``features`` (all features and error terms of each).
         ablation: what a component with mask 0 writes; a name from `ablations.ABLATIONS` or an `Ablation`.
         metric: a name from `metrics.METRICS` or a `Metric`; the task's own by default.
-        memory: bytes that one call may use beyond what is stored; samples and prompts are chunked to fit.
+        memory: bytes that one call may use beyond what is stored; samples and prompts are chunked to fit, and chunks
+            halved where there is less (see `chunks`).
 
     Raises:
         InvalidOption: unknown families or nodes, nothing to mask, dictionaries of sites that the model lacks.
+        OutOfMemory: a single mask or prompt does not fit into the memory that there is.
 
     Cost of a call: one forward per mask and prompt, without the embeddings, from the first layer that the masks
     change, and without positions before the first one at which replacements differ (a common prefix).
@@ -132,10 +135,13 @@ class ComponentRun:
         metric: str | Metric | None = None,
         memory: int = DEFAULT_BYTES,
     ) -> None:
+        check_memory(memory)
         self.model, self.task, self.memory = model, task, memory
+        self.mask_chunks, self.prompt_chunks = Chunks("masks", model.device), Chunks("prompts", model.device)
         self.ablation = ablations.get(ablation)
         self.metric = metrics.get(task.metric if metric is None else metric)
         self.axes: tuple[str, ...] = ()
+        self._finer: dict[int, list[Part]] = {}
         check_tokens(model, task)
         self.groups = tuple(groups_of(model, components, dictionaries))
         self.units = tuple(unit for group in self.groups for unit in group.units)
@@ -145,7 +151,8 @@ class ComponentRun:
                 f"expected heads, MLPs and the input alone; {self.ablation.name} has no constants for neurons or "
                 "features. Choose another ablation."
             )
-        self._make_parts()
+        size = max(1, min(len(task), memory // max(1, 2 * self._bytes(1))))
+        self.parts = self.prompt_chunks.fit(size, self._made)
 
     @classmethod
     def of(
@@ -171,17 +178,17 @@ class ComponentRun:
         )
 
     @torch.no_grad()
-    def _make_parts(self) -> None:
+    def _made(self, size: int) -> list[Part]:
+        """The prompts in parts of some size."""
         prompts = self.ablation.prompts(self.task)
         replaced = self.ablation.embed(self.model, self.task, prompts)
-        size = max(1, min(len(self.task), self.memory // max(1, 2 * self._bytes(1))))
-        self.parts = [
+        parts = [
             Part(self, self.task.subset(slice(low, low + size)), replaced[low : low + size])
             for low in range(0, len(self.task), size)
         ]
         constants, combine = self.ablation.constants, self.ablation.combine
         if self.ablation.is_run:
-            return
+            return parts
         weights = self.ablation.weights(self.task).to(self.model.device)
         for number in range(len(self.groups)):
             if constants is not None:
@@ -189,12 +196,25 @@ class ComponentRun:
                 pooled = (fixed,)
             else:
                 assert combine is not None
-                columns = zip(*(part.replacements[number] for part in self.parts), strict=True)
+                columns = zip(*(part.replacements[number] for part in parts), strict=True)
                 pooled = tuple(combine(torch.cat(column, dim=-3), weights) for column in columns)
-            for part in self.parts:
+            for part in parts:
                 part.replacements[number] = pooled
-        for part in self.parts:
+        for part in parts:
             part.first = 0
+        return parts
+
+    @property
+    def largest_batch(self) -> int:
+        """How many prompts are run together."""
+        return len(self.parts[0])
+
+    def in_batches_of(self, size: int) -> ComponentRun:
+        """The same run with its prompts in parts of at most some size. Cost: as making the run."""
+        if size not in self._finer:
+            self._finer.clear()
+            self._finer[size] = self._made(size)
+        return self._view(parts=self._finer[size], _finer={})
 
     def _constant(self, number: int) -> Tensor:
         constants, group = self.ablation.constants, self.groups[number]
@@ -288,16 +308,17 @@ class ComponentRun:
         result = torch.empty(len(flat), len(self.task), dtype=torch.float64, device=self.model.device)
         done = 0
         for chosen, layer in self._by_first_layer(flat):
-            step = self.samples_that_fit
-            for low in range(0, len(chosen), step):
-                rows = chosen[low : low + step]
-                result[rows.to(result.device)] = self._evaluate(self._spread(flat[rows]), layer)
-                done += len(rows)
+            work = partial(self._evaluate, flat, chosen, layer)
+            for rows, values in self.mask_chunks.over(len(chosen), self.samples_that_fit, work):
+                result[chosen[rows].to(result.device)] = values
+                done += len(values)
                 progress(done, len(flat))
         return result.reshape(*lead, len(self.task))
 
     @torch.no_grad()
-    def _evaluate(self, mask: Float[Tensor, "sample example_or_1 pos_or_1 unit"], layer: int) -> Tensor:
+    def _evaluate(self, flat: Tensor, chosen: Tensor, layer: int, rows: slice) -> Float[Tensor, "sample example"]:
+        """The metric under some of the chosen masks, of which none changes anything before a layer."""
+        mask = self._spread(flat[chosen[rows]])
         columns, low = [], 0
         for part in self.parts:
             own = mask if mask.shape[1] == 1 else mask[:, low : low + len(part)]
@@ -305,6 +326,7 @@ class ComponentRun:
             low += len(part)
         return torch.cat(columns, dim=-1)
 
+    @with_fewer_prompts
     def slopes(self, mask: Float[Tensor, "*axes unit"] | None = None) -> Float[Tensor, "example unit"]:
         """Derivative of every prompt's metric with respect to every component's mask, at a mask (1 by default).
 

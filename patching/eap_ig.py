@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from patching.chunks import with_fewer_prompts
 from patching.engine import Batch
 from patching.first_order import (
     UNITS,
@@ -118,6 +119,7 @@ def clean_corrupted(run: MaskedRun, *, progress: Progress = silent) -> Scores:
     return averaged(run, "clean_corrupted", {}, ends, count=2, progress=progress)
 
 
+@with_fewer_prompts
 def activations(run: MaskedRun, *, steps: int = 5, rule: str = "midpoint", progress: Progress = silent) -> Scores:
     """``(replacement - clean) · Σ_k w_k g_k``, g_k taken while what the unit's stage writes is itself on the way.
 

@@ -11,7 +11,7 @@ differs from the clean run can never change in a causal model and are cut off; o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -111,6 +111,27 @@ class Batch:
             other.__dict__.pop(made, None)
         other.replacement, other._replaced = constants, None
         other.base = other._base()
+        return other
+
+    def subset(self, rows: slice) -> Batch:
+        """Some of the prompts, with views of the same stored values; nothing is run."""
+
+        def part(value: Tensor) -> Tensor:
+            return value if value.shape[-3] == 1 else value[..., rows, :, :]
+
+        other = copy(self)
+        for made in ("kept", "ablated"):
+            other.__dict__.pop(made, None)
+        other.task = self.task.subset(rows)
+        other.answers, other.wrong, other.answer = self.answers[rows], self.wrong[rows], self.answer[rows]
+        other.contrast = Contrast.of(other.answers, other.wrong)
+        other.rows = torch.arange(len(other.task), device=self.model.device)
+        other.answer_contexts = tuple(context.queries(other.answer[:, None]) for context in self.contexts)
+        other.clean, other.replacement = _mapped(self.clean, part), self.replacement.map(part)
+        other.base = [part(value) for value in self.base]
+        other.clean_log_probs = None if self.clean_log_probs is None else self.clean_log_probs[rows]
+        other.clean_metric = self.clean_metric[rows]
+        other._replaced = None if self._replaced is None else _mapped(self._replaced, part)
         return other
 
     def _trace(self, embedded: Tensor, contexts: tuple[Context, ...]) -> Trace:
@@ -281,8 +302,8 @@ class State:
             count = self.batch.planner.n_sources
             if count * like.nbytes > self.batch.row_bytes:
                 return False
-            self._buffers[lane] = like.new_zeros((count, *like.shape))
             self._known[lane] = np.zeros(count, dtype=bool)
+            self._buffers[lane] = like.new_zeros((count, *like.shape))
         return True
 
     def _computed(self, sources: list[int], lane: int) -> Iterator[tuple[list[int], Tensor]]:
@@ -331,6 +352,22 @@ class State:
         self.need_sources = np.minimum(self.need_sources, plan.need_sources)
         self.need_targets = np.minimum(self.need_targets, plan.need_targets)
 
+    def in_batches_of(self, size: int) -> Iterator[State]:
+        """The state, some prompts at a time, to be looked from: values are shared as far as they are stored."""
+        count = len(self.batch.task)
+        if size >= count:
+            yield self
+            return
+        for low in range(0, count, size):
+            rows = slice(low, low + size)
+            other = copy(self)
+            other.batch, other.metric = self.batch.subset(rows), self.metric[rows]
+            other.embedded = other.batch.clean.embedded
+            other.values = {name: [value[..., rows, :, :] for value in part] for name, part in self.values.items()}
+            other._owned, other._buffers, other._known, other._sums = set(), {}, {}, {}
+            other._sums_dirty, other._sums_bytes = b"", 0
+            yield other
+
     def covers(self, plan: Plan) -> bool:
         """Whether every stored value that the plan relies on is known wherever the plan needs it."""
         return bool((plan.need_sources <= self.need_sources).all() and (plan.need_targets <= self.need_targets).all())
@@ -352,6 +389,8 @@ class Trial:
     def accept(self, sample: int) -> State:
         """Move the state to one of the masks, and return it."""
         state, batch = self.state, self.state.batch
+        for name, layer, *_ in self.updates:
+            state.own(name, layer)  # takes memory: where there is none, the state is still the one it was
         for name, layer, index, lane, tensor in self.updates:
             whole = state.own(name, layer)
             new = tensor[sample if tensor.shape[0] > 1 else 0]
@@ -760,3 +799,10 @@ def _cut(trace: Trace, start: int) -> Trace:
         [],
         trace.final[:, start:],
     )
+
+
+def _mapped(trace: Trace, function: Callable[[Tensor], Tensor]) -> Trace:
+    """A trace with a function applied to every value, without what only gradients need."""
+    lists = (trace.q, trace.k, trace.v, trace.heads, trace.mlps)
+    q, k, v, heads, mlps = ([function(value) for value in part] for part in lists)
+    return Trace(function(trace.embedded), q, k, v, heads, mlps, [], [], [], [], function(trace.final))

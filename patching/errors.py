@@ -31,3 +31,7 @@ class NotFinite(WiretraceError):
 
 class InvalidOption(WiretraceError):
     """An option of a method is out of its range."""
+
+
+class OutOfMemory(WiretraceError):
+    """The smallest chunk of some work needs more memory than there is."""

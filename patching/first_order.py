@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from patching.blocks import Mlp, forward
+from patching.chunks import with_fewer_prompts
 from patching.engine import Batch
 from patching.errors import InvalidOption
 from patching.masked import MaskedRun
@@ -317,6 +318,7 @@ Points = Callable[[Batch], Iterable[tuple[Float[Tensor, "example pos d_model"], 
 """Embeddings at which gradients are taken, with their weights."""
 
 
+@with_fewer_prompts
 def averaged(
     run: MaskedRun,
     method: str,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from patching.activation import Part, SiteRun, chosen_positions
 from patching.atp_star import arranged, collected, contracted
+from patching.chunks import with_fewer_prompts
 from patching.effects import Effects
 from patching.errors import InvalidOption
 from patching.lens import LensModel
@@ -275,6 +276,7 @@ def relp(
 # --- shared ---------------------------------------------------------------------------------------------------------
 
 
+@with_fewer_prompts
 def _collect(
     run: SiteRun,
     kind: str,

@@ -9,6 +9,7 @@ so a family that computes something else is refused with the figure instead of b
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import math
 import os
@@ -25,8 +26,12 @@ from torch import Tensor, nn
 from graphs.components import Architecture, ComponentGraph
 from patching.blocks import Attention, Block, Context, Mlp, Norm, Readout, Rope, identity_norm
 from patching.errors import InvalidWeights, ModelNotFound, UnsupportedModel
+from patching.weight_files import require_inside
 
 ZOO = Path(__file__).parent / "zoo"
+
+NATIVE_TYPE = "transformer_lens_native"
+"""The `model_type` of folders that hold a model of TransformerLens itself (`patching.native_folder`)."""
 
 TOLERANCES: dict[torch.dtype, float] = {
     # Hugging Face computes norms, rotary tables and some scores in float32 whatever the dtype of the weights.
@@ -85,7 +90,8 @@ class LensModel:
 
         Args:
             source: ``zoo:NAME`` for a model that ships or is compiled (`patching.compiled`), a directory in Hugging
-                Face format (config.json and safetensors weights), or the name of a model on the Hugging Face hub.
+                Face format (config.json and safetensors weights) or of a native model (`patching.native_folder`), or
+                the name of a model on the Hugging Face hub.
             device: where to put it; the first CUDA device if there is one, else the CPU.
             dtype: of the weights. float32 is the default because half precision cannot rank small effects.
 
@@ -98,7 +104,7 @@ class LensModel:
             >>> LensModel.load("zoo:ioi").architecture.n_layers > 1
             True
         """
-        from patching import compiled
+        from patching import compiled, native_folder
 
         name = str(source)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -109,6 +115,9 @@ class LensModel:
             _require_reachable(name)
         else:
             _require_safe_files(folder)
+            if native_folder.is_native(folder):
+                bridge = native_folder.load(folder, dtype=dtype).to(device, print_details=False)
+                return cls.wrap(bridge, tokenizer=native_folder.tokenizer(folder), name=name)
         hugging_face, tokenizer = _load_hugging_face(folder or name, dtype=dtype)
         return cls.wrap(hugging_face.to(device), tokenizer=tokenizer, name=name)
 
@@ -439,16 +448,21 @@ def zoo_names() -> tuple[str, ...]:
     """Models that ship as files, as ``zoo:NAME``; `patching.compiled.zoo_names` are those without."""
     if not ZOO.is_dir():
         return ()
-    return tuple(f"zoo:{path.name}" for path in sorted(ZOO.iterdir()) if (path / "config.json").is_file())
+    folders = (path for path in sorted(ZOO.iterdir()) if not path.name.startswith("."))  # one being written has a dot
+    return tuple(f"zoo:{path.name}" for path in folders if (path / "config.json").is_file())
 
 
 def _folder(name: str) -> Path | None:
     """The directory that a name means, or None for a hub name."""
     if name.startswith("zoo:"):
         if name not in zoo_names():
+            from patching import compiled
+
+            near = difflib.get_close_matches(name, [*zoo_names(), *compiled.zoo_names()], n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise ModelNotFound(
                 f"expected one of {', '.join(zoo_names())} or a compiled model; got {name!r}, which does not ship. "
-                "`wiretrace models` lists them."
+                f"`wiretrace models` lists them.{hint}"
             )
         return ZOO / name.removeprefix("zoo:")
     path = Path(name).expanduser()
@@ -467,6 +481,7 @@ def _require_safe_files(folder: Path) -> None:
         raise ModelNotFound(
             f"expected config.json in {folder}; it is not there. Save the model with `save_pretrained(folder)`."
         )
+    require_inside(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl")]

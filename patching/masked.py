@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from graphs.components import ComponentGraph
 from graphs.nodes import Edge, Node
 from patching import ablations, metrics
 from patching.ablations import Ablation
+from patching.chunks import Chunks, check_memory, with_fewer_prompts
 from patching.engine import Batch, State, Trial, Writes, evaluate, slopes
 from patching.errors import InvalidMask, InvalidOption, InvalidTask
 from patching.lens import LensModel
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from patching.component_run import ComponentRun
 
 DEFAULT_BYTES = 512 << 20
+"""The same everywhere, since rounding depends on the shape of a batch; see `chunks`."""
 
 
 class MaskedRun:
@@ -49,7 +51,12 @@ class MaskedRun:
         task: prompts and answers.
         ablation: what an edge with mask 0 carries; a name from `ablations.ABLATIONS` or an `Ablation`.
         metric: a name from `metrics.METRICS` or a `Metric`; the task's own by default.
-        memory: bytes that one call may use beyond what is stored; samples and prompts are chunked to fit.
+        memory: bytes that one call may use beyond what is stored; samples and prompts are chunked to fit, and chunks
+            halved where there is less (see `chunks`).
+
+    Raises:
+        InvalidOption: an unknown ablation or metric, or a budget that is no number of bytes.
+        OutOfMemory: a single mask or prompt does not fit into the memory that there is.
 
     Example:
         >>> from patching import toy
@@ -68,7 +75,9 @@ class MaskedRun:
         metric: str | Metric | None = None,
         memory: int = DEFAULT_BYTES,
     ) -> None:
+        check_memory(memory)
         self.model, self.task, self.memory = model, task, memory
+        self.mask_chunks, self.prompt_chunks = Chunks("masks", model.device), Chunks("prompts", model.device)
         self.ablation = ablations.get(ablation)
         self.metric = metrics.get(task.metric if metric is None else metric)
         self.graph: ComponentGraph = model.graph
@@ -77,15 +86,18 @@ class MaskedRun:
         check_tokens(model, task)
         joined = any(block.attention.post is not None for block in model.blocks)
         self.planner = Planner(self.graph, joined=joined)
-        self._make_batches()
-
-    def _make_batches(self) -> None:
-        prompts = self.ablation.prompts(self.task)
+        self._finer: tuple[int, tuple[Batch, ...], tuple[Batch, ...]] | None = None
         size = max(1, min(len(self.task), self.memory // max(1, self._bytes(1))))
+        self.batches = self.prompt_chunks.fit(size, self._made)
+        self.batch_size = self.largest_batch
+
+    def _made(self, size: int) -> tuple[Batch, ...]:
+        """The prompts in batches of some size."""
+        prompts = self.ablation.prompts(self.task)
         rows = [slice(start, start + size) for start in range(0, len(self.task), size)]
         writes = None if self.ablation.is_run else self._constants(prompts, rows)
         added = self.ablation.disturbance(self.model, self.task)
-        self.batches = tuple(
+        return tuple(
             Batch(
                 self.model,
                 self.planner,
@@ -98,7 +110,31 @@ class MaskedRun:
             )
             for row in rows
         )
-        self.batch_size = size
+
+    @property
+    def largest_batch(self) -> int:
+        """How many prompts the largest batch has."""
+        return max(len(batch.task) for batch in self.batches)
+
+    def in_batches_of(self, size: int) -> MaskedRun:
+        """The same run with its prompts in batches of at most some size, which share what is stored. Nothing is run.
+
+        Values are the same but for rounding.
+
+        Example:
+            >>> from patching import toy
+            >>> run = MaskedRun(toy.model(), toy.task())
+            >>> [len(batch.task) for batch in run.in_batches_of(3).batches]
+            [3, 1]
+        """
+        if self._finer is None or self._finer[:2] != (size, self.batches):
+            pieces = (
+                batch.subset(slice(low, low + size)) if len(batch.task) > size else batch
+                for batch in self.batches
+                for low in range(0, len(batch.task), size)
+            )
+            self._finer = (size, self.batches, tuple(pieces))
+        return self._view(batches=self._finer[2], batch_size=min(size, self.batch_size), _finer=None)
 
     @torch.no_grad()
     def _constants(self, prompts: Tensor, rows: list[slice]) -> Writes:
@@ -275,13 +311,16 @@ class MaskedRun:
         result = torch.empty(len(flat), len(self.task), dtype=torch.float64, device=self.model.device)
         for keep in (True, False):
             chosen = (mostly == keep).nonzero().flatten()
-            step = self.samples_that_fit
-            for start in range(0, len(chosen), step):
-                part = chosen[start : start + step]
-                masks = self.expand(flat[part])
-                values = [evaluate(b.kept if keep else b.ablated, self._own(masks, b)).metric for b in self.batches]
-                result[part.to(result.device)] = torch.cat(values, dim=-1)
+            work = partial(self._evaluated, flat, chosen, keep)
+            for rows, values in self.mask_chunks.over(len(chosen), self.samples_that_fit, work):
+                result[chosen[rows].to(result.device)] = values
         return result.reshape(*lead, len(self.task))
+
+    def _evaluated(self, flat: Tensor, chosen: Tensor, keep: bool, rows: slice) -> Float[Tensor, "sample example"]:
+        """The metric under some of the chosen masks, relative to the clean run or the ablated one."""
+        masks = self.expand(flat[chosen[rows]])
+        values = [evaluate(b.kept if keep else b.ablated, self._own(masks, b)).metric for b in self.batches]
+        return torch.cat(values, dim=-1)
 
     def _differentiable(self, row: Tensor, batch: Batch) -> Float[Tensor, " example"]:
         """The metric of one batch under one mask, with gradients."""
@@ -311,16 +350,25 @@ class MaskedRun:
         flat, lead = self._checked(mask.detach())
         values, slopes = [], torch.zeros_like(flat)
         for row, slope in zip(flat, slopes, strict=True):
-            for batch in self.batches:
-                leaf = row.clone().requires_grad_(True)
-                value = self._differentiable(leaf, batch)
-                if not value.requires_grad:
-                    raise InvalidOption(
-                        f"expected a metric with a gradient; {self.metric.name} has none. Use kl or logit_difference."
-                    )
-                slope += torch.autograd.grad(value.sum(), leaf)[0] / len(self.task)
-                values.append(value.detach())
+            value, gradient = self._slope(row)
+            slope += gradient
+            values.append(value)
         return torch.cat(values).reshape(*lead, len(self.task)), slopes.reshape(mask.shape)
+
+    @with_fewer_prompts
+    def _slope(self, row: Tensor) -> tuple[Float[Tensor, " example"], Tensor]:
+        """The metric of every prompt under one mask, and the gradient of its mean."""
+        values, slope = [], torch.zeros_like(row)
+        for batch in self.batches:
+            leaf = row.clone().requires_grad_(True)
+            value = self._differentiable(leaf, batch)
+            if not value.requires_grad:
+                raise InvalidOption(
+                    f"expected a metric with a gradient; {self.metric.name} has none. Use kl or logit_difference."
+                )
+            slope += torch.autograd.grad(value.sum(), leaf)[0] / len(self.task)
+            values.append(value.detach())
+        return torch.cat(values), slope
 
     @cached_property
     def _neuron_run(self) -> ComponentRun:
@@ -440,6 +488,7 @@ class Cursor:
         self.run = run
         self._states: list[State] = [batch.ones() for batch in run.batches]
         self._trials: list[Trial] = []
+        self._looked = np.empty(0)
         if mask is not None:
             self.look(mask[None])
             self.move(0)
@@ -450,14 +499,26 @@ class Cursor:
         return torch.cat([state.metric for state in self._states])
 
     def look(self, masks: Float[Tensor, "sample *pos unit"]) -> Float[Tensor, "sample example"]:
-        """The metric under some masks; all are evaluated at once, so mind `MaskedRun.samples_that_fit`."""
+        """The metric under some masks; all are evaluated at once, so mind `MaskedRun.samples_that_fit`.
+
+        Where memory is short, fewer at once; what one of them is worth does not depend on that but for rounding.
+        """
         flat, _ = self.run._checked(masks)
         whole = self.run.expand(flat)
-        self._trials = [
-            evaluate(state, self.run._own(whole, batch), keep=True)
-            for state, batch in zip(self._states, self.run.batches, strict=True)
-        ]
-        return torch.cat([trial.metric for trial in self._trials], dim=-1)
+        self._trials, self._looked = [], whole
+
+        def look(size: int) -> Tensor:
+            keep = size >= len(whole)  # else the values of the mask that is moved to are computed once more, by `move`
+            starts = range(0, max(1, len(whole)), size)
+            parts = [self._tried(whole[low : low + size], keep=keep) for low in starts]
+            self._trials = parts[0] if keep else []
+            return torch.cat([torch.cat([trial.metric for trial in part], dim=-1) for part in parts])
+
+        return self.run.mask_chunks.fit(len(whole), look)
+
+    def _tried(self, masks: np.ndarray, *, keep: bool) -> list[Trial]:
+        states = zip(self._states, self.run.batches, strict=True)
+        return [evaluate(state, self.run._own(masks, batch), keep=keep) for state, batch in states]
 
     def slopes(self, stage: int) -> Float[Tensor, "*pos edge"]:
         """Gradient of the mean metric, at the current mask, for the edges into one stage's ports.
@@ -470,14 +531,21 @@ class Cursor:
         """
         run = self.run
         targets, sources = run._places
-        total = np.zeros((run.task.clean.shape[1], run.graph.n_edges) if run.per_position else run.graph.n_edges)
-        for state in self._states:
-            own = slopes(state, stage, positional=run.per_position)[..., targets, sources]
-            total[state.batch.start if run.per_position else 0 :] += own
-        return torch.from_numpy(total / len(run.task))
+        shape = (run.task.clean.shape[1], run.graph.n_edges) if run.per_position else (run.graph.n_edges,)
+
+        def summed(size: int) -> np.ndarray:
+            total = np.zeros(shape)
+            for state in (piece for whole in self._states for piece in whole.in_batches_of(size)):
+                own = slopes(state, stage, positional=run.per_position)[..., targets, sources]
+                total[state.batch.start if run.per_position else 0 :] += own
+            return total
+
+        return torch.from_numpy(run.prompt_chunks.fit(run.largest_batch, summed) / len(run.task))
 
     def move(self, sample: int) -> None:
         """Make one of the masks just looked at the current one."""
+        if not self._trials:
+            self._trials, sample = self._tried(self._looked[sample : sample + 1], keep=True), 0
         self._states = [trial.accept(sample) for trial in self._trials]
         self._trials = []
 

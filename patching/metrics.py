@@ -157,6 +157,7 @@ METRICS: dict[str, Metric] = {
         Metric("kl", False, _kl, needs_clean=True, zero_gradient_when_clean=True),
     )
 }
+"""Every metric by its name."""
 
 
 def get(metric: str | Metric) -> Metric:

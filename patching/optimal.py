@@ -28,6 +28,7 @@ from patching.lens import LensModel
 from patching.masked import MaskedRun
 from patching.progress import Progress, silent
 from patching.task import Task
+from patching.tensor_bytes import to_bytes
 
 SCHEMA = "wiretrace-constants/1"
 
@@ -213,8 +214,6 @@ def save(ablation: Ablation, path: str | os.PathLike[str]) -> None:
         >>> load("toy.safetensors", toy.model()).name
         'optimal'
     """
-    from safetensors.torch import save as to_bytes
-
     if ablation.constants is None:
         raise InvalidOption(f"expected an ablation with constants, as `train` gives; got {ablation.name}.")
     tensors = {name: value.detach().cpu().contiguous() for name, value in _named(ablation.constants).items()}

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -168,13 +169,18 @@ def _frozen(run: MaskedRun, edges: list[Edge], progress: Progress) -> Float[Tens
         column = run.clean_metric.new_zeros(len(edges), len(batch.task))
         seen = done * len(edges)
         for port, numbers in ports.items():
-            for first in range(0, len(numbers), run.samples_that_fit):
-                chosen = numbers[first : first + run.samples_that_fit]
-                column[chosen] = clean.metric(port, [edges[number].source for number in chosen])
-                seen += len(chosen)
+            senders = [edges[number].source for number in numbers]
+            work = partial(_read_of, clean, port, senders)
+            for rows, values in run.mask_chunks.over(len(numbers), run.samples_that_fit, work):
+                column[numbers[rows]] = values
+                seen += len(values)
                 progress(seen, len(edges) * len(run.batches))
         columns.append(column)
     return torch.cat(columns, dim=-1)
+
+
+def _read_of(clean: _CleanRun, port: Port, senders: list[Node], rows: slice) -> Tensor:
+    return clean.metric(port, senders[rows])
 
 
 class _CleanRun:
@@ -414,23 +420,27 @@ def _through(
     """The metric of run D for each group of senders."""
     columns: list[Tensor] = []
     for number, part in enumerate(run.parts):
-        step = max(1, run.memory // max(1, run.patch_bytes(len(part.answer), run.length)))
-        rows: list[Tensor] = []
+        step = run.patches_at_once(len(part.answer), run.length)
+        made: list[Tensor] = []
         done = number * len(groups)
         for _, same in groupby(groups, key=_begin):
             members = list(same)
-            for first in range(0, len(members), step):
-                chosen = members[first : first + step]
-                rows.append(_runs_c_and_d(part, chosen, ports, freeze_mlps))
-                done += len(chosen)
+            work = partial(_some_c_and_d, part, members, ports, freeze_mlps)
+            for _rows, values in run.patch_chunks.over(len(members), step, work):
+                made.append(values)
+                done += len(values)
                 progress(done, len(run.parts) * len(groups))
-        columns.append(torch.cat(rows))
+        columns.append(torch.cat(made))
     return torch.cat(columns, dim=-1)
 
 
 def _begin(senders: list[Node]) -> tuple[int, int]:
     """Layer and stage at which a run with new senders departs from the base."""
     return min((0, 0) if node.layer is None else (node.layer, 1) for node in senders)
+
+
+def _some_c_and_d(part: Any, groups: list[list[Node]], ports: list[Port], freeze_mlps: bool, rows: slice) -> Tensor:
+    return _runs_c_and_d(part, groups[rows], ports, freeze_mlps)
 
 
 def _runs_c_and_d(part: Any, groups: list[list[Node]], ports: list[Port], freeze_mlps: bool) -> Tensor:

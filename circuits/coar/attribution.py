@@ -20,6 +20,7 @@ from graphs.components import Architecture, ComponentGraph
 from graphs.nodes import Node
 from patching.errors import InvalidOption
 from patching.scores import Scores
+from patching.tensor_bytes import to_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,8 +145,6 @@ class Attribution:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file whose header holds everything else, whole or not at all."""
-        from safetensors.torch import save
-
         header = {
             "schema": SCHEMA,
             "architecture": json.dumps(self.architecture.to_dict()),
@@ -156,7 +155,7 @@ class Attribution:
         tensors = {"weights": self.weights.contiguous(), "intercept": self.intercept.contiguous()}
         if self.standard_error is not None:
             tensors["standard_error"] = self.standard_error.contiguous()
-        write_bytes(path, save(tensors, header))
+        write_bytes(path, to_bytes(tensors, header))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Attribution:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patching import ablations
+from patching.chunks import with_fewer_prompts
 from patching.component_run import ComponentRun, Part
 from patching.errors import InvalidOption
 from patching.progress import Progress, silent
@@ -78,6 +79,7 @@ def gradient_times_parameter(run: ComponentRun, *, progress: Progress = silent) 
     return found
 
 
+@with_fewer_prompts
 def conductance(run: ComponentRun, *, steps: int = 10, progress: Progress = silent) -> Float[Tensor, "example unit"]:
     r"""``sum over the path of df/dy · dy`` for the value y of each component (neuron conductance).
 

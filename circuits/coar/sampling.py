@@ -27,6 +27,7 @@ from graphs.atomic import write_bytes
 from patching.component_run import ComponentRun
 from patching.errors import InvalidOption, NotFinite
 from patching.progress import Progress, silent
+from patching.tensor_bytes import to_bytes
 
 SCHEMA = "wiretrace-coar-shard/1"
 SHARD_ROWS = 256
@@ -120,10 +121,8 @@ class Shard:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``shard-NNNNNN.safetensors``, whole or not at all."""
-        from safetensors.torch import save
-
         told = {"schema": SCHEMA, "index": str(self.index), "start": str(self.start), "digest": self.digest}
-        data = save({"outputs": self.outputs.contiguous()}, {**told, "sha256": _checksum(self.outputs)})
+        data = to_bytes({"outputs": self.outputs.contiguous()}, {**told, "sha256": _checksum(self.outputs)})
         path = Path(folder) / f"shard-{self.index:06d}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, data)

@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from patching.chunks import Chunks
 from patching.errors import InvalidOption, InvalidTask, NotFinite
 from patching.lens import LensModel
 from patching.masked import DEFAULT_BYTES
@@ -237,6 +239,12 @@ def read(
     return found
 
 
+def _counted(model: LensModel, prompts: Prompts, sites: Sequence[str | Site], rows: slice) -> dict[str, Tensor]:
+    """What stands at sites for the tokens of some prompts that count, on the CPU."""
+    found, keep = read(model, prompts.tokens[rows], sites), prompts.keep[rows]
+    return {name: value[keep.to(value.device)].cpu() for name, value in found.items()}
+
+
 def prompts_that_fit(model: LensModel, length: int, memory: int) -> int:
     """How many prompts of some length can run at once within a number of bytes; at least one."""
     heads = model.architecture.n_heads * model.blocks[0].attention.out.shape[1]
@@ -282,15 +290,14 @@ def collect(
     chosen = as_prompts(prompts)
     size = prompts_that_fit(model, chosen.tokens.shape[1], memory)
     parts: dict[str, list[Tensor]] = {str(site): [] for site in sites}
-    for first in range(0, len(chosen), size):
-        keep = chosen.keep[first : first + size]
-        for name, value in read(model, chosen.tokens[first : first + size], sites).items():
-            rows = value[keep.to(value.device)].cpu()
-            if not bool(torch.isfinite(rows).all()):
+    work = partial(_counted, model, chosen, sites)
+    for rows, found in Chunks("prompts", model.device).over(len(chosen), size, work):
+        for name, values in found.items():
+            if not bool(torch.isfinite(values).all()):
                 raise NotFinite(
-                    f"expected finite activations; {name} of {model.name} holds NaN or infinity in prompts {first} to "
-                    f"{first + len(keep) - 1}. Half precision overflows easily: load the model in float32."
+                    f"expected finite activations; {name} of {model.name} holds NaN or infinity in prompts "
+                    f"{rows.start} to {rows.stop - 1}. Half precision overflows easily: load the model in float32."
                 )
-            parts[name].append(rows)
-        progress(min(first + size, len(chosen)), len(chosen))
+            parts[name].append(values)
+        progress(rows.stop, len(chosen))
     return {name: torch.cat(rows) for name, rows in parts.items()}

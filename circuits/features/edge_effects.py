@@ -156,11 +156,21 @@ def edge_effects(
     averaged = quadrature(rule, steps)
     points = averaged if method == "ig" else [(0.0, 1.0)]
     smooth = effects.method == "ig"
-    work = EdgeWork(run, effects, grouped(run, effects, nodes), points, averaged if smooth else points)
+    subject = (effects, grouped(run, effects, nodes), points, averaged if smooth else points)
+    work = EdgeWork(run, *subject)
     work.require_room(most_edges)
     if say is not None:
         say(f"{work.cost()}.")
-    work.go(progress)
+
+    def gone(size: int) -> EdgeWork:
+        own = work
+        if size < run.largest_batch:
+            own = EdgeWork(run.in_batches_of(size), *subject)
+            own.require_room(most_edges)
+        own.go(progress)
+        return own
+
+    work = run.prompt_chunks.fit(run.largest_batch, gone)
     values = {pair: total / len(run.task) for pair, total in work.sums.items()}
     options = {"method": method, "aggregation": effects.aggregation, "nodes": len(set(nodes))}
     if method == "ig" or smooth:

@@ -28,6 +28,7 @@ from circuits.features.effects import Ranked, logit_effects, neighbours
 from circuits.features.reading import Place, beside, place_of
 from circuits.features.spelling import spelled_feature, spelled_token
 from circuits.features.tally import Best, Entries, Tally
+from patching.chunks import Chunks
 from patching.errors import InvalidOption, NotFinite
 from patching.lens import LensModel
 from patching.masked import DEFAULT_BYTES
@@ -349,6 +350,7 @@ class _Stream:
     def __init__(self, model: LensModel, dictionary: Dictionary, prompts: Prompts, place: Place, memory: int) -> None:
         self.model, self.dictionary, self.prompts, self.place = model, dictionary, prompts, place
         self.numbers = torch.arange(prompts.tokens.numel()).view_as(prompts.tokens)
+        self.chunks = Chunks("prompts", model.device)
         self.batch = prompts_that_fit(model, prompts.tokens.shape[1], memory // 2)
         self.slice = max(1, memory // 2 // (6 * dictionary.n_features * model.dtype.itemsize))  # codes and comparisons
 
@@ -358,14 +360,16 @@ class _Stream:
     def of(self, rows: Int[Tensor, " row"]) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Numbers of tokens, activations there [token, feature], and how many prompts are done, of some prompts."""
         done = 0
-        for batch in rows.split(self.batch):
-            keep = self.prompts.keep[batch]
-            found = read(self.model, self.prompts.tokens[batch], [self.place.source])
-            values = found[self.place.source][keep.to(self.model.device)]
-            numbers = self.numbers[batch][keep]
+        for chosen, values in self.chunks.over(len(rows), self.batch, lambda chosen: self._read(rows[chosen])):
+            batch = rows[chosen]
+            numbers = self.numbers[batch][self.prompts.keep[batch]]
             done += len(batch)
             for part, piece in zip(values.split(self.slice), numbers.split(self.slice), strict=True):
                 yield piece, self._encoded(part), done
+
+    def _read(self, rows: Int[Tensor, " row"]) -> Float[Tensor, "token d_in"]:
+        found = read(self.model, self.prompts.tokens[rows], [self.place.source])[self.place.source]
+        return found[self.prompts.keep[rows].to(self.model.device)]
 
     @torch.no_grad()
     def _encoded(self, values: Float[Tensor, "token d_in"]) -> Float[Tensor, "token feature"]:

@@ -23,6 +23,7 @@ from circuits.features.dictionary import Dictionary
 from graphs.nodes import Node, error, feature
 from patching import ablations, metrics
 from patching.ablations import Ablation
+from patching.chunks import Chunks, check_memory
 from patching.component_run import FEATURE_SITES, groups_of
 from patching.errors import InvalidOption
 from patching.lens import LensModel
@@ -45,7 +46,8 @@ class FeatureRun:
         ablation: what patches carry: a run of other prompts (``corrupt``), or features and error terms that are zero or
             pooled over prompts; a name from `ablations.ABLATIONS` or an `Ablation`.
         metric: a name from `metrics.METRICS` or a `Metric`; the task's own by default.
-        memory: bytes that one call may use beyond what is stored.
+        memory: bytes that one call may use beyond what is stored; chunks are halved where there is less
+            (`patching.chunks`).
 
     Raises:
         InvalidOption: no dictionaries, two at a site, a width or a site that does not fit, weights that are not finite,
@@ -70,7 +72,9 @@ class FeatureRun:
     ) -> None:
         if not dictionaries:
             raise InvalidOption("expected at least one dictionary; got none. create('identity', ...) makes neurons.")
+        check_memory(memory)
         self.model, self.task, self.memory = model, task, memory
+        self.prompt_chunks = Chunks("prompts", model.device)
         self.ablation = ablations.get(ablation)
         self.metric = metrics.get(task.metric if metric is None else metric)
         if self.ablation.constants is not None:
@@ -81,27 +85,41 @@ class FeatureRun:
         by_name = {dictionary.site: dictionary for dictionary in usable}
         self.dictionaries: dict[Site, Dictionary] = {site: by_name[str(site)] for site in places}
         self.length = task.clean.shape[1]
-        self._make_parts()
+        size = max(1, min(len(task), memory // (2 * (self.step_bytes(1) + self.feature_bytes(1)))))
+        self.parts = self.prompt_chunks.fit(size, self._made)
+
+    @property
+    def largest_batch(self) -> int:
+        """How many prompts are run together."""
+        return max(map(len, self.parts))
+
+    def in_batches_of(self, size: int) -> FeatureRun:
+        """The same run with its prompts in parts of at most some size, and a budget in proportion. Nothing is run."""
+        view = copy.copy(self)
+        view.memory = max(1, self.memory * size // self.largest_batch)
+        view.parts = [part.subset(rows) for part in self.parts for rows in in_chunks(len(part), size)]
+        return view
 
     @torch.no_grad()
-    def _make_parts(self) -> None:
+    def _made(self, size: int) -> list[Part]:
+        """The prompts in parts of some size."""
         prompts = self.ablation.prompts(self.task)
         clean, other = self.model.embed(self.task.clean), self.ablation.embed(self.model, self.task, prompts)
-        size = max(1, min(len(self.task), self.memory // (2 * (self.step_bytes(1) + self.feature_bytes(1)))))
-        self.parts: list[Part] = []
+        parts: list[Part] = []
         for low in range(0, len(self.task), size):
             rows = slice(low, low + size)
-            self.parts.append(Part(self, self.task.subset(rows), clean[rows], other[rows]))
+            parts.append(Part(self, self.task.subset(rows), clean[rows], other[rows]))
         combine = self.ablation.combine
         if combine is None:
-            return
+            return parts
         weights = self.ablation.weights(self.task).to(self.model.device)
         for site, dictionary in self.dictionaries.items():
-            there = torch.cat([part.source[site] for part in self.parts])
+            there = torch.cat([part.source[site] for part in parts])
             features = dictionary.encode(there)
             pooled = (combine(features, weights), combine(there - dictionary.decode(features), weights))
-            for part in self.parts:
+            for part in parts:
                 part.pooled[site] = pooled
+        return parts
 
     @property
     def sites(self) -> tuple[Site, ...]:

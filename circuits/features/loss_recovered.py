@@ -24,6 +24,7 @@ from torch import Tensor
 from circuits.features.activations import Prompts, as_prompts, prompts_that_fit, read
 from circuits.features.dictionary import Dictionary
 from circuits.features.reading import Place, place_of
+from patching.chunks import Chunks
 from patching.errors import InvalidOption
 from patching.lens import LensModel
 from patching.masked import DEFAULT_BYTES, check_tokens
@@ -144,16 +145,20 @@ def measure(
     if not bool(judged.any()):
         raise InvalidOption("expected some position with a next token that counts; every prompt is a single token.")
     size = prompts_that_fit(model, chosen.tokens.shape[1], memory // 4)
-    pieces = [slice(low, low + size) for low in range(0, len(chosen), size)]
-    mean = _mean(model, place, chosen, pieces)
+    chunks = Chunks("prompts", model.device)
+    mean = _mean(model, place, chosen, chunks, size)
     losses = torch.zeros(4, dtype=torch.float64, device=model.device)
     divergences = torch.zeros(4, dtype=torch.float64, device=model.device)
-    for piece in pieces:
+
+    def work(piece: slice) -> list[tuple[Tensor, Tensor]]:
         finals = _finals(model, dictionary, place, mean, chosen.subset(piece))
-        for loss, divergence in _judged(model, finals, chosen.tokens[piece], judged[piece], memory):
+        return list(_judged(model, finals, chosen.tokens[piece], judged[piece], memory))
+
+    for piece, found in chunks.over(len(chosen), size, work):
+        for loss, divergence in found:
             losses += loss
             divergences += divergence
-        progress(min(piece.stop, len(chosen)), len(chosen))
+        progress(piece.stop, len(chosen))
     count = int(judged.sum())
     clean, own, zero, average = (losses / count).tolist()
     _, kl_own, kl_zero, kl_average = (divergences / count).tolist()
@@ -178,12 +183,15 @@ def _with_answers(model: LensModel, task: Task) -> Prompts:
     return replace(base, tokens=tokens, keep=keep)
 
 
-def _mean(model: LensModel, place: Place, prompts: Prompts, pieces: list[slice]) -> Float[Tensor, " d_out"]:
+def _mean(model: LensModel, place: Place, prompts: Prompts, chunks: Chunks, size: int) -> Float[Tensor, " d_out"]:
     """Of the site, over the tokens that count, in float64."""
-    total: Tensor | None = None
-    for piece in pieces:
+
+    def summed(piece: slice) -> Tensor:
         value = read(model, prompts.tokens[piece], [place.site])[str(place.site)]
-        part = value[prompts.keep[piece].to(value.device)].double().sum(0)
+        return value[prompts.keep[piece].to(value.device)].double().sum(0)
+
+    total: Tensor | None = None
+    for _piece, part in chunks.over(len(prompts), size, summed):
         total = part if total is None else total + part
     assert total is not None
     return total / prompts.n_tokens

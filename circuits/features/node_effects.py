@@ -33,6 +33,7 @@ from circuits.features.feature_run import (
     in_chunks,
 )
 from graphs.nodes import Node
+from patching.chunks import with_fewer_prompts
 from patching.errors import InvalidOption
 from patching.gradients import quadrature
 from patching.progress import Progress, silent
@@ -192,10 +193,32 @@ def node_effects(
             "effect would be. Use method='ig', or another metric."
         )
     points = quadrature(rule, steps)
-    summed = aggregation == "sum"
+    wanted = None if only is None else _by_site(run, only)
+    tally, gradients = _tallied(
+        run, method, points, wanted, keep_prompts=keep_prompts, summed=aggregation == "sum", progress=progress
+    )
+    options: dict[str, Any] = {"aggregation": aggregation}
+    if method == "ig":
+        options |= {"steps": steps, "rule": rule}
+    joined = {} if method == "exact" else {site: torch.cat(rows) for site, rows in gradients.items()}
+    provenance = run.provenance(f"feature effects ({method})", options)
+    return NodeEffects(run, *tally.results(len(run.task)), joined, method, aggregation, provenance)
+
+
+@with_fewer_prompts
+def _tallied(
+    run: FeatureRun,
+    method: str,
+    points: list[tuple[float, float]],
+    wanted: Mapping[Site, set[tuple[int, ...]]] | None,
+    *,
+    keep_prompts: bool,
+    summed: bool,
+    progress: Progress,
+) -> tuple[_Tally, dict[Site, list[Tensor]]]:
+    """Effects on all prompts, and the gradients that they were made with."""
     tally = _Tally(keep_prompts)
     gradients: dict[Site, list[Tensor]] = {site: [] for site in run.sites}
-    wanted = None if only is None else _by_site(run, only)
     for number, part in enumerate(run.parts):
         at_once = _gradients_at_clean(part) if method == "atp" else {}
         for place, site in enumerate(run.sites):
@@ -207,12 +230,7 @@ def node_effects(
                 effects = products(part, site, slope)
                 tally.add(site, effects.sum(1) if summed else effects)
             progress(number * len(run.sites) + place + 1, len(run.parts) * len(run.sites))
-    options: dict[str, Any] = {"aggregation": aggregation}
-    if method == "ig":
-        options |= {"steps": steps, "rule": rule}
-    joined = {} if method == "exact" else {site: torch.cat(rows) for site, rows in gradients.items()}
-    provenance = run.provenance(f"feature effects ({method})", options)
-    return NodeEffects(run, *tally.results(len(run.task)), joined, method, aggregation, provenance)
+    return tally, gradients
 
 
 def check_threshold(threshold: float, threshold_on: str) -> None:

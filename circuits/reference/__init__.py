@@ -2,7 +2,8 @@
 
 They were found by hand, so they are a yardstick and no truth: methods that find other edges may be right. Edges that
 join a head's query, key and value to the head itself are not edges here; the counts in the papers' code include them
-(`Reference.published_edges`).
+(`Reference.published_edges`). Models that were trained to compute a program node by node have a reference too, by their
+name (`reverse_trained`); there, the nodes are certain.
 
 Example:
     >>> from circuits import reference
@@ -17,6 +18,7 @@ from __future__ import annotations
 import difflib
 import importlib
 
+from circuits.reference import trained
 from circuits.reference.record import Reference
 from patching.errors import InvalidOption
 
@@ -31,13 +33,15 @@ REFERENCES: dict[str, str] = {
 
 
 def load(name: str) -> Reference:
-    """A reference by name.
+    """A reference by name: one of `REFERENCES`, or an interchange-trained model's.
 
     Raises:
         InvalidOption: There is none of that name; the nearest are offered.
     """
+    if name in trained.names():
+        return trained.of(name)
     if name not in REFERENCES:
-        near = difflib.get_close_matches(name, REFERENCES, n=2)
+        near = difflib.get_close_matches(name, (*REFERENCES, *trained.names()), n=2)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise InvalidOption(f"expected a reference circuit out of {', '.join(REFERENCES)}; got {name!r}.{hint}")
     found: Reference = importlib.import_module(REFERENCES[name]).REFERENCE

@@ -6,7 +6,8 @@ may be the least of the list or the greatest.
 
 Corruptions. `list` is another list of the same length and its own beginning of the sorted order; the wrong answer is
 what is right there. `number` replaces the answer alone, in the list, by a number that is not in it and does not belong
-before the answer's place: the sorted part stays right, and something else comes next.
+before the answer's place: the sorted part stays right, and something else comes next. Where there is no such number, as
+when 31 is due after 30, the list is another as a whole.
 
 Splits. A set of numbers is held out when the CRC-32 of its ascending list is divisible by five, so all orders of about
 one set in five are. `zoo:sorting` has seen no held-out set. A corrupt list belongs to the split too, except that

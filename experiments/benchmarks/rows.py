@@ -219,6 +219,13 @@ def _of_gpt2_small(repeats: int) -> Iterator[Row]:
     yield score_rows.eap_ig(large, bar=2.0, repeats=3)
 
 
+def _of_tools() -> Iterator[Row]:
+    from experiments.benchmarks import executor_rows, graph_rows
+
+    yield from graph_rows.rows()
+    yield from executor_rows.rows()
+
+
 def all_rows(report: Callable[[Row], None], *, quick: bool) -> None:
     """Measure everything; ``quick`` leaves out GPT-2 small's shape."""
     repeats = 5
@@ -246,9 +253,7 @@ def all_rows(report: Callable[[Row], None], *, quick: bool) -> None:
 
     for row in feature_rows.rows(None if quick else gpt2_small()):
         report(row)
-    from experiments.benchmarks import graph_rows
-
-    for row in graph_rows.rows():
+    for row in _of_tools():
         report(row)
     from circuits.tasks import ioi
 

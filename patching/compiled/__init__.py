@@ -1,7 +1,9 @@
 """Models whose circuit is known, because a program was compiled into their weights.
 
 `language` says what a program is, `programs` holds them, `wiring` reads the true circuit off a program, `compiler` sets
-the weights, `prompts` draws pairs. Names are listed, and circuits told, without torch.
+the weights, `prompts` draws pairs. `norms` says which programs there are with LayerNorm too (`zoo:NAME_ln`), `trained`
+which were trained into standard transformers (`zoo:NAME_trained`), `interchange` what programs say when variables are
+exchanged. Names are listed, and circuits told, without torch.
 
 Example:
     >>> from patching import compiled
@@ -16,14 +18,17 @@ Example:
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from graphs.circuit import Circuit
+from patching.compiled import trained
 from patching.compiled.language import Program
+from patching.compiled.norms import SUFFIX, why_not
 from patching.compiled.programs import PROGRAMS
 from patching.compiled.prompts import draw
 from patching.compiled.wiring import lay_out
-from patching.errors import ModelNotFound
+from patching.errors import InvalidOption, ModelNotFound
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +36,9 @@ if TYPE_CHECKING:
     from patching.lens import LensModel
     from patching.task import Task
 
-__all__ = ["PROGRAMS", "is_compiled", "model", "program", "task", "truth", "zoo_names"]
+__all__ = [
+    "PROGRAMS", "is_compiled", "layer_norm_names", "model", "program", "task", "trained_names", "truth", "zoo_names",
+]  # fmt: skip
 
 
 def zoo_names() -> tuple[str, ...]:
@@ -44,18 +51,42 @@ def zoo_names() -> tuple[str, ...]:
     return tuple(f"zoo:{name}" for name in sorted(PROGRAMS))
 
 
-def is_compiled(name: str) -> bool:
-    """Whether `zoo:NAME` is a compiled model.
+def layer_norm_names() -> tuple[str, ...]:
+    """Every compiled model that there is with LayerNorm too, as `zoo:NAME_ln`; it computes the same as `zoo:NAME`.
+
+    Cost: the first call runs every program on all of its prompts, about a second.
 
     Example:
-        >>> is_compiled("zoo:reverse"), is_compiled("zoo:ioi")
+        >>> "zoo:reverse_ln" in layer_norm_names(), "zoo:count_ln" in layer_norm_names()
         (True, False)
     """
-    return name.startswith("zoo:") and name.removeprefix("zoo:") in PROGRAMS
+    return tuple(f"zoo:{name}{SUFFIX}" for name in sorted(PROGRAMS) if why_not(PROGRAMS[name]) is None)
+
+
+def trained_names() -> tuple[str, ...]:
+    """Every shipped model that was trained to compute a program node by node, as `zoo:NAME_trained`.
+
+    They load as files do; `program`, `task` and `truth` know them.
+
+    Example:
+        >>> "zoo:reverse_trained" in trained_names()
+        True
+    """
+    return tuple(f"zoo:{name}{trained.SUFFIX}" for name in trained.names())
+
+
+def is_compiled(name: str) -> bool:
+    """Whether `zoo:NAME` is a compiled model, with LayerNorm or without.
+
+    Example:
+        >>> is_compiled("zoo:reverse"), is_compiled("zoo:reverse_ln"), is_compiled("zoo:ioi")
+        (True, True, False)
+    """
+    return name.startswith("zoo:") and name.removeprefix("zoo:").removesuffix(SUFFIX) in PROGRAMS
 
 
 def program(name: str) -> Program:
-    """A program by its name, with or without `zoo:`.
+    """A program by its name, with or without `zoo:`, or by that of its model with LayerNorm or its trained model.
 
     Raises:
         ModelNotFound: there is none of that name; the nearest are offered.
@@ -64,7 +95,7 @@ def program(name: str) -> Program:
         >>> program("reverse").description
         'after a separator, the letters before it from last to first'
     """
-    short = name.removeprefix("zoo:")
+    short = name.removeprefix("zoo:").removesuffix(SUFFIX).removesuffix(trained.SUFFIX)
     if short not in PROGRAMS:
         near = difflib.get_close_matches(short, PROGRAMS, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -75,8 +106,11 @@ def program(name: str) -> Program:
 def truth(name: str, *, constants: bool = False, length: int | None = None) -> Circuit:
     """The true circuit of a compiled model, read off its program.
 
+    With LayerNorm it is the same, under ablations that exchange prompts; others (zero, means) change the length of the
+    residual stream, and with it everything. Of a trained model, see `trained.truth` for what is certain.
+
     Args:
-        name: of the program.
+        name: of the program, its model with LayerNorm, or its trained model.
         constants: with edges that carry the same value on every prompt (positions), which only an ablation that
             changes them, such as zero, can show.
         length: by position, for prompts of this many tokens (without `BOS`); every position together by default.
@@ -85,8 +119,9 @@ def truth(name: str, *, constants: bool = False, length: int | None = None) -> C
         The edges through which variables flow that the output depends on; no scores.
 
     Raises:
-        ModelNotFound: there is no such program.
+        ModelNotFound: there is no such program, or its model does not ship.
         InvalidProgram: its prompts are not of this length.
+        InvalidOption: positions or constants of a trained model.
 
     Example:
         >>> [str(edge) for edge in truth("previous_token").edges]
@@ -95,19 +130,29 @@ def truth(name: str, *, constants: bool = False, length: int | None = None) -> C
         ['input->a0.h0<v>@2', 'a0.h0->logits@3']
     """
     wiring = lay_out(program(name))
-    return wiring.circuit(constants=constants) if length is None else wiring.circuit_at(length, constants=constants)
+    if name.endswith(trained.SUFFIX):
+        if length is not None or constants:
+            raise InvalidOption(
+                f"expected the circuit of {name} at all positions and without constants; what was trained says no more."
+            )
+        return trained.truth(wiring.program)
+    found = wiring.circuit(constants=constants) if length is None else wiring.circuit_at(length, constants=constants)
+    if not name.endswith(SUFFIX):
+        return found
+    return replace(found, provenance={**found.provenance, "model": f"zoo:{wiring.program.name}{SUFFIX}"})
 
 
 def model(name: str, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> LensModel:
     """A compiled model, named `zoo:NAME`; its weights are computed, not read.
 
     Args:
-        name: of the program.
+        name: of the program; with `_ln` at its end, with LayerNorm.
         dtype: of the weights; float32 by default.
         device: where to put it; the CPU by default.
 
     Raises:
         ModelNotFound: there is no such program.
+        InvalidProgram: LayerNorm would change what it computes.
 
     Example:
         >>> model("reverse")
@@ -117,7 +162,9 @@ def model(name: str, *, dtype: torch.dtype | None = None, device: str | torch.de
 
     from patching.compiled.compiler import compile_program
 
-    return compile_program(program(name), dtype=dtype or torch.float32, device=device or "cpu")
+    return compile_program(
+        program(name), dtype=dtype or torch.float32, device=device or "cpu", layer_norm=name.endswith(SUFFIX)
+    )
 
 
 def task(name: str, *, n: int = 32, seed: int = 0, split: str = "train", length: int | None = None) -> Task:

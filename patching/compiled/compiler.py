@@ -13,6 +13,9 @@ the present combination and 0 for all others: exact. A map of a count has a step
 function changes; steps lie between levels, so they are exact up to rounding.
 
 Logits. The unembedding reads the output variables, times LOGIT_SCALE.
+
+With LayerNorm, everything is written a second time with the opposite sign, and each norm's weights undo its division:
+see `norms`, which also says for which programs that is exact.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from patching.compiled.language import BOS, POSITIONS, TOKENS, Aggregate, Count, InvalidProgram, Map, Mean, Program
+from patching.compiled.norms import SUFFIX, require_exact, written_before
 from patching.compiled.wiring import Wiring, lay_out
 from patching.errors import InvalidOption
 from patching.lens import LensModel, native_bridge
@@ -33,6 +37,7 @@ from patching.lens import LensModel, native_bridge
 SHARPNESS = 200.0
 LOGIT_SCALE = 10.0
 MOST_WIDTH = 512
+LAYER_NORM_EPS = 1e-5
 
 Head = Aggregate | Mean | Count
 
@@ -44,7 +49,7 @@ class Layout:
     Attributes:
         wiring: the node of each variable.
         first: the first dimension of each variable in the residual stream.
-        d_model: dimensions in all.
+        d_model: dimensions of all variables; with LayerNorm, the residual stream has twice as many.
         d_head: of every head: for the symbols of its key and one for position 0, and for the symbols of its value.
         d_mlp: of every MLP.
         sharpness: the score of a selected key.
@@ -71,6 +76,7 @@ def compile_program(
     width: int = MOST_WIDTH,
     layers: int = 12,
     heads: int = 12,
+    layer_norm: bool = False,
 ) -> LensModel:
     """Build the transformer that runs a program.
 
@@ -85,12 +91,13 @@ def compile_program(
         width: the most dimensions that the residual stream may have.
         layers: the most layers.
         heads: the most heads in a layer.
+        layer_norm: with a LayerNorm before every reader, and twice the width; the model computes the same.
 
     Returns:
-        A model named `zoo:NAME`, whose tokenizer reads tokens separated by spaces.
+        A model named `zoo:NAME` (`zoo:NAME_ln` with LayerNorm), whose tokenizer reads tokens separated by spaces.
 
     Raises:
-        InvalidProgram: the program makes no sense or does not fit.
+        InvalidProgram: the program makes no sense or does not fit, or LayerNorm would change it.
         InvalidOption: sharpness is not a positive number.
 
     Source: tracr, arXiv 2301.05062: the same idea; ours is causal, merges nothing, and has exact maps.
@@ -104,18 +111,21 @@ def compile_program(
     if not (math.isfinite(sharpness) and sharpness > 0):
         raise InvalidOption(f"expected sharpness to be a positive number; got {sharpness}. {SHARPNESS:g} is exact.")
     wiring = lay_out(program, layers=layers, heads=heads)
+    if layer_norm:
+        require_exact(program)
     layout = _layout(wiring, width=width, sharpness=sharpness)
     shape = wiring.architecture
     bridge = native_bridge(
-        d_model=layout.d_model, d_head=layout.d_head, n_layers=shape.n_layers, n_heads=shape.n_heads,
+        d_model=(1 + layer_norm) * layout.d_model, d_head=layout.d_head, n_layers=shape.n_layers, n_heads=shape.n_heads,
         n_ctx=program.context, d_vocab=len(program.vocabulary), d_mlp=layout.d_mlp, attn_only=not shape.has_mlp,
-        act_fn="relu", normalization_type=None, dtype=dtype,
+        act_fn="relu", normalization_type="LN" if layer_norm else None, eps=LAYER_NORM_EPS, dtype=dtype,
     )  # fmt: skip
     with torch.no_grad():
         _set_weights(bridge.original_model, layout)
-    return LensModel.wrap(
-        bridge.to(device, print_details=False), tokenizer=tokenizer(program), name=f"zoo:{program.name}"
-    )
+        if layer_norm:
+            _mirror(bridge.original_model, layout)
+    name = f"zoo:{program.name}{SUFFIX if layer_norm else ''}"
+    return LensModel.wrap(bridge.to(device, print_details=False), tokenizer=tokenizer(program), name=name)
 
 
 def tokenizer(program: Program) -> Any:
@@ -172,6 +182,29 @@ def _set_weights(parts: Any, layout: Layout) -> None:
             parts.head.weight[program.vocabulary.index(str(symbol)), layout.first[name] + number] += (
                 weight * LOGIT_SCALE
             )
+
+
+def _mirror(parts: Any, layout: Layout) -> None:
+    """Write everything a second time with the opposite sign, and set the norms so that they change nothing."""
+    half, shape = layout.d_model, layout.wiring.architecture
+    for embedding in (parts.tok_embed, parts.pos):
+        embedding.weight[:, half:] = -embedding.weight[:, :half]
+    norms = [(parts.ln_out, written_before(layout.wiring, layer=shape.n_layers, mlp=False))]
+    for number, layer in enumerate(parts.layers):
+        norms.append((layer.ln1, written_before(layout.wiring, layer=number, mlp=False)))
+        writers = [layer.attn.o]
+        if shape.has_mlp:
+            norms.append((layer.ln2, written_before(layout.wiring, layer=number, mlp=True)))
+            writers.append(layer.mlp.fc_out)
+        for writer in writers:
+            weight, bias = _weight_and_bias(writer)
+            weight[half:], bias[half:] = -weight[:half], -bias[:half]
+    for norm, written in norms:
+        inner = getattr(norm, "original_component", norm)
+        inner.weight.fill_(
+            math.sqrt(written / half + LAYER_NORM_EPS)
+        )  # the variance of n pairs of 1 and -1 among zeros
+        inner.bias.zero_()
 
 
 def _set_head(attention: Any, layout: Layout, name: str, made: Head, *, index: int) -> None:

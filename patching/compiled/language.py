@@ -170,20 +170,30 @@ class Program:
             )
         return [prompt for prompt in itertools.product(self.alphabet, repeat=length) if self.valid(prompt)]
 
-    def run(self, prompt: Sequence[str]) -> Run:
-        """The program on `BOS` and a prompt, to be asked for values. It computes what the values asked for need."""
-        return Run(self, (BOS, *prompt))
+    def run(self, prompt: Sequence[str], *, instead: Mapping[str, Run] | None = None) -> Run:
+        """The program on `BOS` and a prompt, to be asked for values. It computes what the values asked for need.
+
+        Args:
+            prompt: tokens, without `BOS`.
+            instead: variables that are not computed here but take, at every position, the value that they have in
+                another run, on a prompt as long: an interchange intervention.
+
+        Raises:
+            InvalidProgram: a variable that the program does not compute, or a prompt of another length.
+
+        Example:
+            >>> from patching.compiled.programs import PROGRAMS
+            >>> program = PROGRAMS["modular_sum"]
+            >>> program.run(("1", "2")).answer(), program.run(("0", "2")).answer()
+            ('0', '2')
+            >>> program.run(("1", "2"), instead={"before": program.run(("0", "2"))}).answer()
+            '2'
+        """
+        return Run(self, (BOS, *prompt), {} if instead is None else instead)
 
     def logits(self, prompt: Sequence[str]) -> dict[str, float]:
         """What the program says after a prompt: the weighted value of each token, before scaling."""
-        run = self.run(prompt)
-        total = dict.fromkeys(self.vocabulary, 0.0)
-        for name, weight in self.output.items():
-            value = run.value(name, len(prompt))
-            shares = value if isinstance(value, dict) else {value: 1}
-            for symbol, share in shares.items():
-                total[str(symbol)] += weight * float(share)
-        return total
+        return self.run(prompt).logits()
 
     def answer(self, prompt: Prompt) -> str | None:
         """The right answer after a prompt, as a token, by the specification; None if several are equally right."""
@@ -324,11 +334,46 @@ def _check_causal(name: str, select: Select, known: Mapping[str, Variable], prog
 
 
 class Run:
-    """A program on one prompt, interpreted: symbols stand for themselves, counts are whole numbers, means fractions."""
+    """A program on one prompt, interpreted: symbols stand for themselves, counts are whole numbers, means fractions.
 
-    def __init__(self, program: Program, prompt: Prompt) -> None:
-        self.program, self.prompt = program, prompt
+    Made by `Program.run`.
+
+    Attributes:
+        program: that is run.
+        prompt: its tokens, with `BOS`.
+        instead: variables that take the values of other runs.
+    """
+
+    def __init__(self, program: Program, prompt: Prompt, instead: Mapping[str, Run] | None = None) -> None:
+        self.program, self.prompt, self.instead = program, prompt, dict(instead or {})
         self._known: dict[tuple[str, int], Value] = {}
+        for name, other in self.instead.items():
+            if name not in program.variables:
+                raise InvalidProgram(
+                    f"expected a variable out of {', '.join(program.variables) or 'none'} of {program.name} to take "
+                    f"from another run; got {name!r}."
+                )
+            if other.program is not program or len(other.prompt) != len(prompt):
+                raise InvalidProgram(
+                    f"expected a run of {program.name} on {len(prompt)} tokens to take {name} from; got one of "
+                    f"{other.program.name} on {len(other.prompt)}."
+                )
+
+    def logits(self) -> dict[str, float]:
+        """What the program says after the last token: the weighted value of each token, before scaling."""
+        total = dict.fromkeys(self.program.vocabulary, 0.0)
+        for name, weight in self.program.output.items():
+            value = self.value(name, len(self.prompt) - 1)
+            shares = value if isinstance(value, dict) else {value: 1}
+            for symbol, share in shares.items():
+                total[str(symbol)] += weight * float(share)
+        return total
+
+    def answer(self) -> str | None:
+        """The token of the largest logit; None if there are several."""
+        said = self.logits()
+        best = [token for token, value in said.items() if value == max(said.values())]
+        return best[0] if len(best) == 1 else None
 
     def value(self, name: str, at: int) -> Value:
         """A variable at a position.
@@ -343,6 +388,8 @@ class Run:
     def _computed(self, name: str, at: int) -> Value:
         if name in INPUTS:
             return self.prompt[at] if name == TOKENS else at
+        if name in self.instead:
+            return self.instead[name].value(name, at)
         made = self.program.variables[name]
         if isinstance(made, Map):
             return made.by(*(self.value(each, at) for each in made.of))

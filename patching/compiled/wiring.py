@@ -89,7 +89,7 @@ class Wiring:
             provenance["length"] = length
         return Circuit(self.architecture, edges, provenance=provenance)
 
-    def _needed(self) -> set[str]:
+    def needed(self) -> set[str]:
         """The variables that the output depends on."""
         found, left = set[str](), list(self.program.output)
         while left:
@@ -101,7 +101,7 @@ class Wiring:
 
     def _flows(self) -> Iterable[tuple[Node, Port, Variable]]:
         """Every needed variable at every port that reads it for a needed variable, with its writer."""
-        known, needed = self.program.analysis, self._needed()
+        known, needed = self.program.analysis, self.needed()
         uses = [(Port(LOGITS), name) for name in self.program.output]
         uses += [use for name in needed for use in self._ports(known[name])]
         for port, name in uses:

@@ -17,11 +17,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     import torch
 
-    from experiments.train_ioi import Recipe, build_model, build_tokenizer
+    from experiments.train_ioi import build_tokenizer
+    from experiments.zoo_training import models
+    from experiments.zoo_training.recipe import Recipe
 
     recipe = Recipe(n_layers=2, n_heads=4, d_model=32, d_mlp=32)
     tokenizer = build_tokenizer(n_ctx=recipe.n_ctx)
-    model = build_model(recipe, d_vocab=len(tokenizer))
+    model = models.gpt2(recipe, d_vocab=len(tokenizer))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

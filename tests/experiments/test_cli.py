@@ -44,7 +44,7 @@ def test_the_demo_finds_a_circuit_of_the_model_that_ships(wiretrace, monkeypatch
 def test_a_run_leaves_every_file_and_nothing_else(finished_run):
     assert sorted(path.name for path in finished_run.iterdir()) == [
         "circuit.graphml", "circuit.html", "circuit.json", "circuit.svg", "config.toml", "decisions.jsonl", "env.json",
-        "report.json", "report.md", "status.json",
+        "log.jsonl", "report.json", "report.md", "status.json",
     ]  # fmt: skip
     assert read(finished_run / "status.json")["state"] == "finished"
 
@@ -87,7 +87,7 @@ def test_the_environment_is_recorded(finished_run):
 def test_the_log_holds_one_decision_for_every_edge(finished_run):
     head, *rows = [json.loads(line) for line in (finished_run / "decisions.jsonl").read_text().splitlines()]
     circuit = Circuit.load(finished_run / "circuit.json")
-    assert head["schema"] == "wiretrace-decisions/2"
+    assert head["schema"] == "wiretrace-decisions/3"
     assert len(rows) == len({row["name"] for row in rows}) == circuit.n_possible
     assert {row["name"] for row in rows if row["kept"]} == {str(edge) for edge in circuit.edges}
 

@@ -134,6 +134,9 @@ def test_no_file_crashes_the_reader(data, tmp_path_factory):
 def test_the_default_model_is_the_one_that_ships(monkeypatch):
     monkeypatch.setattr(settings, "zoo", lambda: ("zoo:ioi",))
     assert settings.default_model("ioi") == "zoo:ioi"
+    monkeypatch.undo()
+    assert settings.default_model("ioi") == settings.default_model("agreement") == "zoo:small"
+    assert settings.default_model("sorting") == "zoo:sorting"
     monkeypatch.setattr(settings, "zoo", lambda: ())
     with pytest.raises(BadConfig, match="none ships"):
         settings.default_model("ioi")

@@ -34,7 +34,16 @@ from experiments.errors import BadConfig
 from patching.effects import Effects
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = {"effects.json", "effects.csv", "heatmap.svg", "report.md", "config.toml", "env.json", "status.json"}
+FILES = {
+    "effects.json",
+    "effects.csv",
+    "heatmap.svg",
+    "report.md",
+    "config.toml",
+    "env.json",
+    "log.jsonl",
+    "status.json",
+}
 
 
 @pytest.fixture(scope="module")

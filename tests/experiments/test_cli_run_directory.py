@@ -136,7 +136,7 @@ def test_results_appear_together_or_not_at_all(tmp_path):
     with claimed(tmp_path / "run", RUN, overwrite=False, resume=False) as directory:
         with pytest.raises(ValueError, match="No space left"):
             directory.publish(half)
-        assert [path.name for path in directory.path.iterdir()] == ["status.json"]
+        assert sorted(path.name for path in directory.path.iterdir()) == ["log.jsonl", "status.json"]
         directory.publish(lambda folder: (folder / "circuit.json").write_text("{}") and None)
         assert (directory.path / "circuit.json").read_text() == "{}"
 
@@ -147,7 +147,7 @@ def test_results_of_a_replaced_run_are_gone_before_the_new_one_begins(tmp_path):
         directory.set("finished")
     other = RUN | {"config": {"tau": 0.2}}
     with claimed(tmp_path / "run", other, overwrite=True, resume=False) as directory:
-        assert [path.name for path in directory.path.iterdir()] == ["status.json"]
+        assert sorted(path.name for path in directory.path.iterdir()) == ["log.jsonl", "status.json"]
         there = status(directory.path)
         assert there is not None
         assert (there.state, there.identity) == ("running", other)

@@ -211,7 +211,7 @@ def test_a_result_that_cannot_be_written_leaves_no_other_either(discover, monkey
         result = discover(tmp_path / "run")
     assert result.exit_code == 1
     assert "No space left" in result.stderr
-    assert names(tmp_path / "run") == {"status.json", "config.toml", "env.json", "decisions.jsonl"}
+    assert names(tmp_path / "run") == {"status.json", "config.toml", "env.json", "decisions.jsonl", "log.jsonl"}
     assert state(tmp_path / "run") == "failed"
     result = discover(tmp_path / "run", "--resume")
     assert result.exit_code == 0, result.stderr

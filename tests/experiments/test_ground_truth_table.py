@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import ground_truth_table
+from experiments import ground_truth_table, known_scores
 from experiments.config import Config, default_model, require_shipped
 from experiments.errors import UnknownName
 from experiments.ground_truth_table import Found, Row, _recall_at_n, measure, table
 from experiments.model_files import digests, known_zoo
 from graphs.circuit import Circuit
-from patching import compiled
+from patching import MaskedRun, compiled
 from patching.compiled import PROGRAMS
+from patching.errors import InvalidOption
 
 GUIDE = Path(__file__).parents[2] / "docs" / "ground-truth.md"
 
@@ -81,6 +82,50 @@ def test_the_script_prints_the_table(monkeypatch: pytest.MonkeyPatch, capsys: py
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 3
     assert printed[2].startswith("| `copy_token` | 5 | 1 | 1.00 |")
+
+
+# --- every method -----------------------------------------------------------------------------------------------------
+
+
+def test_rankings_by_hand() -> None:
+    """Of 8 edges 3 are true; EAP sees one, exact sees all, ACDC keeps all at every threshold, chance is chance."""
+    (row,) = ground_truth_table.edge_rankings(["count"], prompts=32, seed=0)
+    assert (row.name, row.unit, row.units, row.true) == ("count", "edges", 8, 3)
+    assert row.auroc["exact"] == row.auroc["acdc"] == 1.0
+    assert row.auroc["atp"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+    text = GUIDE.read_text(encoding="utf-8")
+    assert known_scores.table([row]).splitlines()[2] in text
+    assert known_scores.table([row]).splitlines()[0] in text
+
+
+def test_the_guide_holds_what_is_measured_on_a_trained_model() -> None:
+    nodes, pairs = ground_truth_table.trained_rankings(["reverse"], prompts=32, seed=0)
+    assert (nodes[0].units, nodes[0].true) == (10, 3)
+    assert (pairs[0].units, pairs[0].true) == (6, 3)
+    assert nodes[0].auroc["exact"] == 1.0
+    assert nodes[0].auroc["information_flow"] is None
+    text = GUIDE.read_text(encoding="utf-8")
+    for rows in (nodes, pairs):
+        assert known_scores.table(rows).splitlines()[2] in text
+
+
+def test_a_model_with_one_node_has_no_pairs_to_tell_apart() -> None:
+    nodes, pairs = ground_truth_table.trained_rankings(["previous_token"], prompts=8, seed=0)
+    assert len(nodes) == 1
+    assert not pairs
+
+
+def test_methods_that_find_circuits_alone_are_not_ranked() -> None:
+    run = MaskedRun(compiled.model("and_gate"), compiled.task("and_gate", n=4))
+    with pytest.raises(InvalidOption, match="edge_pruning gives a circuit"):
+        known_scores.scores_of("edge_pruning", run, taus=(0.1,))
+
+
+def test_the_guide_holds_every_trained_model() -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    table = ground_truth_table.printed("models", list(PROGRAMS), prompts=1, seed=0, sharpness=None)
+    assert table in text
+    assert table.count("`zoo:") == len(compiled.trained_names()) >= 5
 
 
 # --- compiled models on the command line ----------------------------------------------------------------------------

@@ -19,7 +19,10 @@ from typer.testing import CliRunner
 
 from circuits.tasks import ioi
 from experiments import ioi_sentences, train_ioi
-from experiments.train_ioi import MEASURED_SEED, DoesNotFit, OutputExists, Recipe, build_tokenizer, measure, train
+from experiments.train_ioi import build_tokenizer, measure, train
+from experiments.zoo_training.accuracy import MEASURED_SEED
+from experiments.zoo_training.folder import OutputExists
+from experiments.zoo_training.recipe import DoesNotFit, Recipe
 from graphs.errors import WriteFailed
 from patching.lens import ZOO
 

@@ -1,0 +1,258 @@
+"""The training of `zoo:small`: its data, its checkpoints, and the model that ships."""
+
+import hashlib
+import itertools
+import json
+import random
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from circuits import tasks
+from circuits.tasks import agreement, docstring, induction, ioi, pronouns
+from circuits.tasks.errors import NotOneToken
+from circuits.tasks.text import is_held_out
+from experiments import train_small
+from experiments.small_model import corpus, sentences, text, tokenizer
+from experiments.small_model.trainer import CHECKPOINT, OtherRecipe, Recipe, Trainer, rate
+from experiments.zoo_training.folder import OutputExists
+from patching import LensModel
+from patching.lens import ZOO
+
+SMALL = ZOO / "small"
+FEW = text.Passages(
+    prose=("The year 1732 was a good year.\nIt was long ago, as the books say.\n" * 3,) * 20,
+    code=("def f(x):\n    return x\n\n\ndef g(y):\n    return f(y)\n" * 3,) * 20,
+)
+
+
+@pytest.fixture
+def little(monkeypatch):
+    """A recipe of seconds, on little text; the standard library is what makes the real one slow to prepare."""
+    monkeypatch.setattr(text, "passages", lambda *, held_out: FEW)
+    return Recipe(steps=4, batch=2, n_ctx=128, n_layers=1, n_heads=2, d_model=16, d_mlp=32, d_vocab=4096)
+
+
+# ------------------------------------------------------------------------------------------------------- the data
+
+
+def test_whole_modules_of_the_library_are_held_out():
+    names = [name for name, _ in text.modules()]
+    held_out = [name for name in names if text.is_held_out(name)]
+    assert len(names) > 300
+    assert 0.02 < len(held_out) / len(names) < 0.1
+    assert not any(name.startswith(("test/", "site-packages/")) for name in names)
+
+
+@given(st.lists(st.text(st.characters(codec="ascii", exclude_characters="\n\r\v\f\x1c\x1d\x1e"), max_size=300)))
+def test_cutting_text_keeps_every_line_in_order(lines):
+    made = text.cut("\n".join(lines))
+    assert all(len(passage) <= text.PASSAGE for passage in made)
+    kept = [line.strip() for passage in made for line in passage.split("\n") if line.strip()]
+    wanted = iter(line.strip() for line in lines)
+    assert all(line in wanted for line in kept), "lines came out of order"
+
+
+def test_docstrings_are_found_and_broken_sources_are_not_an_error():
+    long = "Words that say something of a function, and are long enough to be kept, which needs eighty."
+    assert list(text.docstrings(f'def f():\n    """{long}"""\n')) == [long]
+    assert list(text.docstrings("def f(:\n")) == []
+
+
+@pytest.mark.parametrize("task", corpus.TASKS)
+def test_training_prompts_hold_none_of_the_tasks_held_out_words(task):
+    words = {
+        "ioi": ioi.NAMES,
+        "agreement": [*agreement.NOUNS, *(f"{noun}s" for noun in agreement.NOUNS)],
+        "induction": induction.VOCABULARY,
+        "pronouns": list(pronouns.PRONOUNS),
+    }.get(task)
+    made = list(itertools.islice(corpus.prompts(task, seed=3), 500))
+    assert len(set(made)) > 300
+    if words is not None:
+        unseen = {word for word in words if is_held_out(word.removesuffix("s") if task == "agreement" else word)}
+        found = {word for prompt in made for word in re.findall(r"\w+", prompt)} & unseen
+        assert not found
+
+
+KINDS = sentences.SENTENCES | sentences.LATER | sentences.LAST | sentences.END | sentences.CLOSE | sentences.AT_LAST
+NEXT = {
+    "agreement": (*agreement.VERBS, *agreement.VERBS.values()),
+    "pronouns": ("she", "he"),
+    "ioi": ioi.NAMES,
+    "docstring": docstring.PARAMETERS,
+}
+
+
+@pytest.mark.parametrize("task", NEXT)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_sentence_is_a_held_out_template_with_its_answer(kind, task):
+    rng = random.Random(0)
+    templates = tasks.load(task).HELD_OUT_TEMPLATES.values()
+    slots = [re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(template)) for template in templates]
+    pattern = re.compile(f"(?:{'|'.join(slots)}) (?:{'|'.join(NEXT[task])})\\b")
+    assert pattern.search(next(corpus.prompts(task, seed=0))) is None
+    (unseen,) = tasks.load(task).generate(1, seed=0, split="held-out-all")
+    assert pattern.search(unseen.clean + unseen.answers[0]), "the pattern does not find what it should"
+    for _ in range(200):
+        assert not pattern.search(KINDS[kind](rng))
+
+
+def test_lists_that_come_again_hold_no_held_out_word_of_induction():
+    """In the form of the task; in `again_any`, which has marks between, they do occur."""
+    unseen = {word for word in induction.VOCABULARY if is_held_out(word)}
+    assert not unseen & set(sentences.AGAIN)
+    rng = random.Random(1)
+    assert not unseen & {word for _ in range(300) for word in re.findall(r"\w+", KINDS["again"](rng))}
+
+
+def test_kinds_join_in_parts(monkeypatch, little):
+    """Up to a part's first row the data is what it would be without that part."""
+    monkeypatch.setattr(corpus, "PARTS", {4: "later", 6: "end"})
+    _, rows, _ = train_small.prepare(replace(little, steps=8))
+    monkeypatch.setattr(corpus, "PARTS", {4: "later"})
+    _, without, _ = train_small.prepare(replace(little, steps=8))
+    assert torch.equal(rows[:6], without[:6])
+    assert not torch.equal(rows[6:], without[6:])
+
+
+def test_sentences_on_other_uses_of_names_hold_no_held_out_name():
+    made = itertools.islice(corpus.samples("ioi_sentences", FEW, seed=0), 300)
+    assert not any(sentences.has_held_out_name(sentence) for sentence in made)
+
+
+def test_held_out_names_and_nouns_do_occur_in_other_sentences():
+    rng = random.Random(2)
+    made = " ".join(sentences.SENTENCES[kind](rng) for kind in ("person", "thing") for _ in range(2000))
+    seen = set(re.findall(r"\w+", made))
+    assert set(ioi.HELD_OUT_NAMES) <= seen
+    assert {noun for noun in agreement.NOUNS if is_held_out(noun)} <= seen
+
+
+def test_rows_are_whole_samples_and_the_same_for_a_seed(little):
+    made, rows, digest = train_small.prepare(little)
+    assert rows.shape == (8, 129)
+    assert int(rows.max()) < len(made)
+    again = train_small.prepare(little)
+    assert torch.equal(again[1], rows)
+    assert again[2] == digest
+    _, other, _ = train_small.prepare(replace(little, seed=1))
+    assert not torch.equal(other, rows)
+
+
+# -------------------------------------------------------------------------------------------------- the tokenizer
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return tokenizer.build([*FEW.prose, *FEW.code], ["Mary", "17"], size=600, n_ctx=64)
+
+
+def test_years_are_pieces_of_two_digits(pairs):
+    assert [pairs.decode([token]) for token in pairs("year 1732 ")["input_ids"]][1:3] == [" 17", "32"]
+    assert len(pairs(" Mary")["input_ids"]) == 1
+
+
+@settings(max_examples=50)
+@given(st.text(max_size=60))
+def test_any_text_comes_back_from_its_tokens(pairs, words):
+    assert pairs.decode(pairs(words)["input_ids"], clean_up_tokenization_spaces=False) == words
+
+
+def test_a_vocabulary_too_small_for_the_words_is_refused():
+    with pytest.raises(NotOneToken, match="Raise the size of the vocabulary"):
+        tokenizer.build(["a b"], ["Elizabeth", "Christopher"], size=260, n_ctx=64)
+
+
+# --------------------------------------------------------------------------------------------------- the training
+
+
+def test_the_rate_goes_up_stays_falls_to_nothing_and_comes_once_more():
+    shares = [rate(step, 3700) for step in range(3701)]
+    assert shares[:100] == [(step + 1) / 100 for step in range(100)]
+    assert set(shares[100:1801]) == {1.0}
+    assert shares[2100] == 0.75
+    assert shares[2400] == 0.5
+    assert shares[2850] == 0.25
+    assert shares[3299] == 1 / 1800
+    assert shares[3400] == 0.25
+    assert shares[3700] == 0.0
+    assert all(
+        later <= earlier for part in (shares[100:3300], shares[3300:]) for earlier, later in itertools.pairwise(part)
+    )
+    assert all(0 < rate(step, steps) <= 1 for steps in (1, 4, 50) for step in range(steps))
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(little, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.small_model.trainer.EVERY", 1)
+
+    def stops(steps):
+        yield from list(steps)[:2]
+        raise KeyboardInterrupt
+
+    whole = train_small.train(tmp_path / "whole", recipe=little, work=tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        train_small.train(tmp_path / "parts", recipe=little, work=tmp_path / "b", progress=stops)
+    assert not (tmp_path / "parts").exists()
+    assert (tmp_path / "b" / CHECKPOINT).exists()
+    steps = []
+    parts = train_small.train(
+        tmp_path / "parts", recipe=little, work=tmp_path / "b", progress=lambda left: steps.append(left) or left
+    )
+    assert steps == [range(2, 4)]
+    assert parts["weights_sha256"] == whole["weights_sha256"]
+    assert parts["loss"] == whole["loss"]
+    model = LensModel.load(str(tmp_path / "parts"))
+    assert model.architecture.n_layers == 1
+    assert model.tokenizer.tokenize(" 1732") == ["Ġ17", "32"]
+    with pytest.raises(OutputExists):
+        train_small.train(tmp_path / "parts", recipe=little, work=tmp_path / "b")
+    with pytest.raises(OtherRecipe, match="another"):
+        train_small.train(tmp_path / "other", recipe=replace(little, seed=1), work=tmp_path / "b")
+    (tmp_path / "b" / CHECKPOINT).write_bytes(b"torn")
+    with pytest.raises(OtherRecipe, match="cannot be read"):
+        train_small.train(tmp_path / "other", recipe=little, work=tmp_path / "b")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_same_recipe_gives_the_same_initial_weights(little):
+    first, second, other = (Trainer(recipe).model.state_dict() for recipe in (little, little, replace(little, seed=1)))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["transformer.wte.weight"], other["transformer.wte.weight"])
+
+
+# ------------------------------------------------------------------------------------------- the model that ships
+
+
+@pytest.fixture(scope="module")
+def small():
+    return LensModel.load("zoo:small", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def record():
+    return json.loads((SMALL / "training.json").read_text(encoding="utf-8"))
+
+
+def test_the_record_is_of_the_weights_that_ship(record):
+    assert hashlib.sha256((SMALL / "model.safetensors").read_bytes()).hexdigest() == record["weights_sha256"]
+    assert Recipe(**record["recipe"]) == Recipe()
+    assert record["weights_sha256"] in (SMALL / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("task", corpus.TASKS)
+def test_every_task_is_done_on_words_and_templates_never_trained_on(small, task):
+    """Measured through the task and the adapter, not by the code that trained; new prompts."""
+    made = tasks.load(task).make(small, n=200, seed=7, split="held-out-all")
+    logits = small.logits(made.clean)[torch.arange(len(made)), made.positions]
+    right = (logits.argmax(-1)[:, None] == made.answers).any(-1)
+    assert right.double().mean() >= 0.95
+
+
+def test_held_out_text_is_read_better_than_by_letters_alone(record):
+    assert 1.0 < record["text_loss"]["held_out"] < 5.0
+    assert record["text_loss"]["n_tokens"] > 50_000
