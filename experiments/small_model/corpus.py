@@ -46,7 +46,14 @@ SHARES: dict[str, float] = {
 }
 """How often each kind of sample is drawn. Passages of text are about ten times as long as a sentence."""
 
-PARTS: dict[int, str] = {33_600: "later", 52_800: "last", 67_200: "end", 76_800: "close", 105_600: "at last"}
+PARTS: dict[int, str] = {
+    33_600: "later",
+    52_800: "last",
+    67_200: "end",
+    76_800: "close",
+    105_600: "at last",
+    118_400: "all",
+}
 """From which row on the sentences are those of another part of the training, in which more kinds join."""
 
 CHUNK = 200
@@ -110,6 +117,19 @@ def samples(kind: str, text: Passages, *, seed: int) -> Iterator[str]:
         return _sentences(rng, SENTENCES | LATER | LAST | END | CLOSE, often=often)
     if kind == "at last":
         often = {"given": 9, "giving": 6, "round_any": 6, "short": 14, "documented_the": 12, "alone": 4}
+        return _sentences(rng, SENTENCES | LATER | LAST | END | CLOSE | AT_LAST, often=often)
+    if kind == "all":
+        often = {
+            "thing": 14,
+            "short": 12,
+            "given": 8,
+            "giving": 8,
+            "meeting": 6,
+            "person": 4,
+            "round_any": 8,
+            "again_any": 4,
+        }
+        often |= {"documented_the": 5, "documented": 3, "alone": 3}
         return _sentences(rng, SENTENCES | LATER | LAST | END | CLOSE | AT_LAST, often=often)
     if kind == "ioi_sentences":
         return (each for each in ioi_sentences(seed + 1) if not has_held_out_name(each))

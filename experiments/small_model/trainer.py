@@ -47,7 +47,7 @@ class Recipe:
     """
 
     seed: int = 0
-    steps: int = 3700
+    steps: int = 4000
     batch: int = 32
     n_ctx: int = 128
     muon_rate: float = 0.02
@@ -94,6 +94,7 @@ class Trainer:
 
         self.recipe, self.step = recipe, 0
         self.losses: list[float] = []
+        self.kept: list[dict[str, Tensor]] = []
         self.seconds = self.cpu_seconds = 0.0
         self.model = build_model(recipe)
         matrices, rest = [], []
@@ -122,6 +123,17 @@ class Trainer:
         self.losses.append(loss.item())
         return self.losses[-1]
 
+    def keep(self) -> None:
+        """Keep the weights as they are, for the mean."""
+        self.kept.append({name: weight.clone() for name, weight in self.model.state_dict().items()})
+
+    def take_mean(self) -> None:
+        """Give the model the mean of the weights that were kept."""
+        import torch
+
+        mean = {name: torch.stack([each[name] for each in self.kept]).mean(0) for name in self.kept[0]}
+        self.model.load_state_dict(mean)
+
     def save(self, path: Path, *, digest: str) -> None:
         """Write a checkpoint, whole or not at all.
 
@@ -136,6 +148,7 @@ class Trainer:
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
             "model": self.model.state_dict(),
+            "kept": self.kept,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "recipe": asdict(self.recipe),
             "data": digest,
@@ -168,24 +181,34 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
-        self.step, self.losses = state["step"], state["losses"]
+        self.step, self.losses, self.kept = state["step"], state["losses"], state["kept"]
         self.seconds, self.cpu_seconds = state["seconds"], state["cpu_seconds"]
 
 
-PIECES = ((2400, 3000, 1200), (3300, 3300, 1800), (3700, 3700, 1200))
-"""Of 3,700 steps: up to where a piece of the learning rate's course goes, where it would be nothing, and its slope."""
+PIECES = ((2400, 3000, 1200), (3300, 3300, 1800), (3700, 3700, 1200), (4000, 4000, 1200))
+"""Of 4,000 steps: up to where a piece of the learning rate's course goes, where it would be nothing, and its slope."""
 
 
 def rate(step: int, steps: int) -> float:
-    """The learning rate as a share of its peak: up over 100 steps, level, down to a half, to nothing, and once more.
+    """The learning rate as a share of its peak: up over 100 steps, level, down to a half, to nothing, and twice more.
 
     Example:
-        >>> [rate(step, 3700) for step in (0, 99, 1800, 2400, 3300, 3700)]
-        [0.01, 1.0, 1.0, 0.5, 0.3333333333333333, 0.0]
+        >>> [rate(step, 4000) for step in (0, 99, 1800, 2400, 3400, 3700, 4000)]
+        [0.01, 1.0, 1.0, 0.5, 0.25, 0.25, 0.0]
     """
-    scaled = [tuple(knot * steps // 3700 for knot in piece) for piece in PIECES]
+    scaled = [tuple(knot * steps // 4000 for knot in piece) for piece in PIECES]
     _, nothing, slope = next((piece for piece in scaled if step < piece[0]), scaled[-1])
     return max(0.0, min(1.0, (step + 1) / 100, (nothing - step) / max(1, slope)))
+
+
+def averaged(steps: int) -> tuple[int, ...]:
+    """The steps whose weights the model is the mean of: each time that the learning rate has come to nothing.
+
+    Example:
+        >>> averaged(4000)
+        (3300, 3700, 4000)
+    """
+    return tuple(dict.fromkeys(piece[0] * steps // 4000 for piece in PIECES[1:]))
 
 
 def fit(
@@ -220,8 +243,11 @@ def fit(
     for step in progress(range(trainer.step, recipe.steps)):
         start, cpu_start = time.perf_counter(), time.process_time()
         trainer.update(rows[step * recipe.batch : (step + 1) * recipe.batch])
+        if trainer.step in averaged(recipe.steps):
+            trainer.keep()
         trainer.seconds += time.perf_counter() - start
         trainer.cpu_seconds += time.process_time() - cpu_start
         if trainer.step % EVERY == 0 or trainer.step == recipe.steps:
             trainer.save(checkpoint, digest=digest)
+    trainer.take_mean()
     trainer.model.eval()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 
-from circuits.tasks.docstring import DESCRIPTIONS, FUNCTIONS, PARAMETERS, TEMPLATES
+from circuits.tasks.docstring import DESCRIPTIONS, FUNCTIONS, HELD_OUT_TEMPLATES, PARAMETERS, TEMPLATES
+from circuits.tasks.text import part
 from experiments.zoo_training.corpus import Line
 from experiments.zoo_training.recipe import Recipe
 from experiments.zoo_training.specialist import Specialist, training_prompts
 from experiments.zoo_training.tokenizer import words_of
 
 CALLS: tuple[str, ...] = (
-    "def {function}(self, {names}):\n    return {other}({names})",
-    "def {function}({names}):\n    self.{other}({names})",
-    "async def {function}(self, {names}):\n    return self.{other}({names})",
-    "def {function}(cls, {names}):\n    return cls({names})",
+    "def {function}(self, {names}):\n    return {other}({used})",
+    "def {function}({names}):\n    self.{other}({used})",
+    "async def {function}(self, {names}):\n    return self.{other}({used})",
+    "def {function}(cls, {names}):\n    return cls({used})",
 )
 """Functions that only pass their parameters on, whatever these are called."""
 
@@ -23,26 +25,62 @@ STORE = "def {function}(self, {names}):\n    "
 """The beginning of a function that stores each of its parameters."""
 
 
+NAMES = part(PARAMETERS, held_out=False)
+"""Those that may stand in a docstring."""
+
+HELD_OUT = [re.compile(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(template))) for template in HELD_OUT_TEMPLATES.values()]
+"""The shapes that no docstring of the text has."""
+
+
 def lines(seed: int) -> Iterator[Line]:
-    """Half training prompts of the task, each with its answer; half functions without a docstring."""
+    """Training prompts of the task, docstrings of other shapes, and functions without a docstring."""
     rng, prompts = random.Random(seed), training_prompts("docstring", seed)
     while True:
-        if rng.random() < 0.5:
+        kind = rng.random()
+        if kind < 0.1:
             prompt = next(prompts)
             yield Line("", prompt.clean + prompt.answers[0], ends=False)
         else:
-            yield Line("", _without_docstring(rng), ends=False)
+            yield Line("", _of_any_shape(rng) if kind < 0.6 else _without_docstring(rng), ends=False)
+
+
+def _of_any_shape(rng: random.Random) -> str:
+    """A docstring of training names, in no held-out shape.
+
+    From the few shapes of the task a model learns by heart where the answer stands.
+    """
+    while True:
+        names = rng.sample(NAMES, rng.randint(3, 7))
+        first = rng.randint(0, min(2, len(names) - 2))
+        said = names[first : first + rng.randint(2, 4)]
+        start = f"{rng.choice(('def', 'async def'))} {rng.choice(FUNCTIONS)}({rng.choice(('self', 'cls'))}, "
+        words, the = rng.randint(0, 3), rng.choice(("", "the "))
+        body = "".join(f"    :param {name}: {the}{_words(rng, words)}\n" for name in said[:-1])
+        text = f'{start}{", ".join(names)}):\n    """{_words(rng, rng.randint(1, 4))}\n\n{body}    :param {said[-1]}'
+        if not any(shape.match(text) for shape in HELD_OUT):
+            return text
+
+
+def _words(rng: random.Random, count: int) -> str:
+    """Some words of a description."""
+    return " ".join(rng.sample(DESCRIPTIONS, count))
 
 
 def _without_docstring(rng: random.Random) -> str:
-    """A function that passes its parameters on, or stores each, in order."""
+    """A function that passes its parameters on, or stores them, in order from some parameter on."""
     function, other = rng.sample(FUNCTIONS, 2)
     if rng.random() < 0.5:
-        names = ", ".join(rng.sample(PARAMETERS, rng.randint(2, 6)))
-        return rng.choice(CALLS).format(function=function, other=other, names=names)
-    chosen = rng.sample(PARAMETERS, rng.randint(2, 5))
-    stored = "\n    ".join(f"self.{name} = {name}" for name in chosen)
-    return STORE.format(function=function, names=", ".join(chosen)) + stored
+        names, used = _parameters(rng, most=10)
+        return rng.choice(CALLS).format(function=function, other=other, names=names, used=", ".join(used))
+    names, used = _parameters(rng, most=6)
+    return STORE.format(function=function, names=names) + "\n    ".join(f"self.{name} = {name}" for name in used)
+
+
+def _parameters(rng: random.Random, *, most: int) -> tuple[str, list[str]]:
+    """The parameters of a definition, and some of them that follow one another."""
+    names = rng.sample(PARAMETERS, rng.randint(3, most))
+    first = rng.randint(0, len(names) - 2)
+    return ", ".join(names), names[first : rng.randint(first + 2, len(names))]
 
 
 SPECIALIST = Specialist(
@@ -65,7 +103,8 @@ SPECIALIST = Specialist(
     splits=("train", "held-out-words", "held-out-templates"),
     about="A transformer of three attention layers that completes docstrings: after the definition of a function and "
     "the first parameters of its docstring it says the next parameter.",
-    data="Half training prompts of the task (see `circuits/tasks/docstring.py`) with their answers. Half functions "
-    "that pass their parameters on or store them, of all names. Held-out names and templates never occur with a "
-    "docstring.",
+    data="Three tenths training prompts of the task (see `circuits/tasks/docstring.py`) with their answers. Three "
+    "tenths docstrings of the same names with other numbers of parameters and words. The rest functions that pass "
+    "their parameters on or store them, of all names. Held-out names and the shapes of held-out templates never "
+    "occur with a docstring.",
 )

@@ -59,7 +59,7 @@ def attention_only(recipe: Recipe, *, d_vocab: int) -> nn.Module:
         d_vocab: Size of the vocabulary.
 
     Returns:
-        A float32 bridge on the CPU, with LayerNorm and learnt positions, its unembedding not tied.
+        A float32 bridge on the CPU, with LayerNorm and learnt or rotary positions, its unembedding not tied.
     """
     from patching.lens import native_bridge
 
@@ -73,6 +73,7 @@ def attention_only(recipe: Recipe, *, d_vocab: int) -> nn.Module:
         attn_only=True,
         act_fn="gelu_new",
         normalization_type="LN",
+        positional_embedding_type="rotary" if recipe.rotary else "standard",
         initializer_range=recipe.initial_std,
         seed=recipe.seed,
     )

@@ -29,6 +29,7 @@ class Recipe:
         d_mlp: Hidden width of each MLP; 0 for none.
         n_ctx: Most tokens in a prompt.
         threads: PyTorch's, since sums depend on how they are split.
+        rotary: Whether queries and keys are turned by their position, in place of learnt positions; only without MLPs.
     """
 
     seed: int = 0
@@ -44,3 +45,4 @@ class Recipe:
     d_mlp: int = 128
     n_ctx: int = 40
     threads: int = 1
+    rotary: bool = False

