@@ -265,6 +265,7 @@ def _search(
         if taken_over:
             show.say(f"Going on after {taken_over:,} decisions.")
         with show.steps(method.name, unit="edge" if followed else "step", done=taken_over) as progress:
+            found: Any
             if method.name == "exact":
                 folder = directory.path / SHARDS
                 found = exact_shards.scores(run, folder=folder, key=directory.key, progress=progress)

@@ -135,7 +135,13 @@ def many_runs(root: Path, count: int) -> None:
         identity = {"wiretrace": "0.1.0", "config": own, "model_files": {}}
         status = Status("finished", identity, "2026-01-01T00:00:00Z", "2026-01-01T00:00:09Z", 1)
         (folder / "status.json").write_text(status.to_json(), encoding="utf-8")
-        judged = {"faithfulness": number / count, "interval": [0.1, 0.9], "n_edges": 10, "n_possible": 802, "n_nodes": 5}
+        judged = {
+            "faithfulness": number / count,
+            "interval": [0.1, 0.9],
+            "n_edges": 10,
+            "n_possible": 802,
+            "n_nodes": 5,
+        }
         document = {"schema": "wiretrace-report/1", "config": own, "evaluation": judged, "seconds": {"total": 1.0}}
         (folder / "report.json").write_text(json.dumps(document), encoding="utf-8")
 

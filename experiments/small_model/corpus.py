@@ -161,7 +161,7 @@ def rows(
     import numpy as np
     import torch
 
-    end = tokenizer.convert_tokens_to_ids(tokenizer.eos_token)
+    end = tokenizer.backend_tokenizer.get_vocab()[str(tokenizer.eos_token)]
     rng = random.Random(f"rows {seed}")
     streams = {kind: _encoded(tokenizer, samples(kind, text, seed=seed)) for kind in SHARES}
     parts = {row: _encoded(tokenizer, samples(part, text, seed=seed)) for row, part in PARTS.items()}
