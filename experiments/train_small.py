@@ -62,7 +62,7 @@ def prepare(recipe: Recipe) -> tuple[PreTrainedTokenizerFast, Int[Tensor, "row p
 def measure_tasks(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, *, n: int = 1000) -> dict[str, Any]:
     """Accuracy of every task by split, and by template of the hardest split."""
     measured: dict[str, Any] = {"by_template": {}}
-    for task in corpus.TASKS:
+    for task in corpus.MEASURED:
         splits = IOI_SPLITS_MEASURED if task == "ioi" else SPLITS_MEASURED
         by_split = {split: tasks.load(task).generate(n, seed=MEASURED_SEED, split=split) for split in splits}
         measured[task] = {split: measure(model, tokenizer, prompts) for split, prompts in by_split.items()}
@@ -142,7 +142,7 @@ def train(
         last = trainer.losses[-max(1, recipe.steps // 20) :]
         record = {
             "schema": SCHEMA,
-            "tasks": list(corpus.TASKS),
+            "tasks": list(corpus.MEASURED),
             "licence": "MIT (trained on text of Python's standard library, PSF-2.0)",
             "made_by": f"python -m experiments.train_small --seed {recipe.seed} --threads {recipe.threads}",
             "recipe": asdict(recipe),

@@ -31,14 +31,16 @@ def model_card(record: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     paragraphs = [
         "# zoo:small",
-        "A small language model that does six tasks beside ordinary next-token prediction: indirect object "
-        "identification, greater-than, docstring completion, induction, subject-verb agreement and gendered pronouns. "
+        "A small language model that does five tasks beside ordinary next-token prediction: indirect object "
+        "identification, docstring completion, induction, subject-verb agreement and gendered pronouns. "
         "It is here so that the circuits of several behaviours can be searched for, and compared, in one model without "
         "a download. Do not expect it to write: its English is that of the generator.",
         f"**Shape.** GPT-2 of {recipe.n_layers} layers with {recipe.n_heads} heads each, width {recipe.d_model}, MLP "
         f"width {recipe.d_mlp}, context {recipe.n_ctx}, {record['parameters']:,} parameters in float32, no dropout, "
         f"tied embeddings. Byte-level byte-pair tokenizer of {record['d_vocab']:,} tokens, trained on the same text; "
-        "numbers are cut into pieces of two digits; no token in front.",
+        "numbers are cut into pieces of two digits; no token in front. Greater-than was trained on too, but cannot be "
+        "posed: 61 of the 100 two-digit numbers are two tokens here, and its answer must be one; `zoo:greater_than` "
+        "can be asked.",
         f"**Data.** {record['corpus']['tokens']:,} tokens, seed {recipe.seed}, each row seen once: "
         + "; ".join(f"{name} ({share:g}): {words}" for name, share, words in _shares(record))
         + ". In brackets how often a sample of the kind is drawn, relative to the others; a passage of text is several "

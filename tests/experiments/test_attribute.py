@@ -69,7 +69,7 @@ def test_shards_of_several_processes_make_the_same_run(made: Path, tmp_path: Pat
     assert compute_shards(SMALL, range(2, 3), out=tmp_path) == 3
     out = tmp_path / "whole"
     for span in ("0:1", "1:3"):
-        arguments = ["attribute", "ioi", "--samples", "600", "--prompts", "4", "--held-out", "30"]
+        arguments = ["attribute", "ioi", "--model", "zoo:ioi", "--samples", "600", "--prompts", "4", "--held-out", "30"]
         result = RUNNER.invoke(app, [*arguments, "--shards", span, "--out", str(out), "-q"])
         assert result.exit_code == 0, result.output
     assert f"Shards 1 to 2 of 3 are in {out}" in result.output
@@ -81,7 +81,17 @@ def test_shards_of_several_processes_make_the_same_run(made: Path, tmp_path: Pat
 
 
 def test_interactions_and_the_stopping_rule(tmp_path: Path) -> None:
-    arguments = ["attribute", "ioi", "--components", "a2.h5,a0.h2,m0,m1", "--stop", "0.05", "--interactions"]
+    arguments = [
+        "attribute",
+        "ioi",
+        "--model",
+        "zoo:ioi",
+        "--components",
+        "a2.h5,a0.h2,m0,m1",
+        "--stop",
+        "0.05",
+        "--interactions",
+    ]
     result = RUNNER.invoke(app, [*arguments, "--prompts", "3", "--held-out", "20", "--out", str(tmp_path / "x")])
     assert result.exit_code == 0, result.output
     assert {"growth.svg", "interactions.csv", "interactions.svg"} <= {path.name for path in (tmp_path / "x").iterdir()}
@@ -92,7 +102,16 @@ def test_interactions_and_the_stopping_rule(tmp_path: Path) -> None:
 
 
 def test_features_of_a_dictionary_that_ships(tmp_path: Path) -> None:
-    arguments = ["attribute", "ioi", "--components", "features", "--dictionaries", "zoo:ioi/resid_post2"]
+    arguments = [
+        "attribute",
+        "ioi",
+        "--model",
+        "zoo:ioi",
+        "--components",
+        "features",
+        "--dictionaries",
+        "zoo:ioi/resid_post2",
+    ]
     settings = ["--samples", "400", "--prompts", "3", "--held-out", "20", "--out", str(tmp_path / "x")]
     result = RUNNER.invoke(app, [*arguments, *settings])
     assert result.exit_code == 0, result.output
@@ -103,7 +122,20 @@ def test_features_of_a_dictionary_that_ships(tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    arguments = ["attribute", "ioi", "--samples", "600", "--prompts", "4", "--held-out", "30", "--out", str(out)]
+    arguments = [
+        "attribute",
+        "ioi",
+        "--model",
+        "zoo:ioi",
+        "--samples",
+        "600",
+        "--prompts",
+        "4",
+        "--held-out",
+        "30",
+        "--out",
+        str(out),
+    ]
     env = os.environ | {"PYTHONPATH": os.getcwd(), "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(
         [sys.executable, "-m", "experiments", *arguments], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -145,7 +177,7 @@ def test_another_run_is_not_overwritten(made: Path) -> None:
 )
 def test_wrong_settings_are_one_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
     common = ["--prompts", "2", "--held-out", "5", "--out", str(tmp_path / "x")]
-    result = RUNNER.invoke(app, ["attribute", "ioi", *common, *arguments])
+    result = RUNNER.invoke(app, ["attribute", "ioi", "--model", "zoo:ioi", *common, *arguments])
     assert result.exit_code == 1, result.output
     assert message.lower() in result.output.lower()
     assert "Traceback" not in result.output

@@ -116,7 +116,7 @@ def test_levels_and_selections_that_are_refused(discover, tmp_path, words, messa
 def test_trained_constants_from_file_to_circuit(discover, wiretrace, tiny_model, tmp_path):
     path = tmp_path / "optimal.safetensors"
     few = ("--model", tiny_model, "--prompts", 8, "--held-out", 8, "--steps", 20)
-    shown = wiretrace("ablation", "ioi", "--out", path, *few)
+    shown = wiretrace("ablation", "ioi", "--model", "zoo:ioi", "--out", path, *few)
     assert shown.exit_code == 0, shown.stderr
     assert "optimal" in shown.stdout
     assert "mean-clean" in shown.stdout

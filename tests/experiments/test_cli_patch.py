@@ -85,7 +85,7 @@ def test_a_run_on_the_model_that_ships(wiretrace, tmp_path, monkeypatch):
     from patching.lens import LensModel
 
     monkeypatch.chdir(tmp_path)
-    result = wiretrace("patch", "ioi", "--n", 8)
+    result = wiretrace("patch", "ioi", "--model", "zoo:ioi", "--n", 8)
     assert result.exit_code == 0, result.stderr
     out = tmp_path / "runs" / "ioi-patch-z"
     assert {path.name for path in out.iterdir()} == FILES
@@ -149,7 +149,9 @@ def test_the_sign_is_said_in_words(patch, tmp_path, words, sentence):
 
 def test_the_sign_is_what_the_words_say(finished, wiretrace, tmp_path):
     """The strongest head of a model that does the task: its loss hurts, its return helps."""
-    result = wiretrace("patch", "ioi", "--n", 8, "--direction", "denoising", "--out", tmp_path / "back")
+    result = wiretrace(
+        "patch", "ioi", "--model", "zoo:ioi", "--n", 8, "--direction", "denoising", "--out", tmp_path / "back"
+    )
     assert result.exit_code == 0, result.stderr
     there, back = Effects.load(finished / "effects.json"), Effects.load(tmp_path / "back" / "effects.json")
     name = tuple(there.top(1)[0][0].split())
@@ -243,7 +245,7 @@ def test_a_config_file_makes_its_run_again(finished, wiretrace, tmp_path):
 def test_a_finished_run_is_shown_and_not_made_again(finished, wiretrace, monkeypatch):
     monkeypatch.setattr("experiments.patch.prepare", lambda *a, **k: pytest.fail("loaded the model"))
     shown = wiretrace("show", finished)
-    again = wiretrace("patch", "ioi", "--n", 8, "--out", finished)
+    again = wiretrace("patch", "ioi", "--model", "zoo:ioi", "--n", 8, "--out", finished)
     assert shown.exit_code == again.exit_code == 0
     assert "already, finished" in again.stderr
     assert shown.stdout == again.stdout
@@ -352,7 +354,7 @@ def test_grad_drop_on_one_layer_is_refused_in_a_sentence(wiretrace, tmp_path, mo
     from patching.activation import SiteRun
 
     monkeypatch.setattr("experiments.patch.prepare", lambda *a, **k: (SiteRun(toy.model(), toy.task()), 0.0))
-    words = ("patch", "ioi", "--method", "atp_star", "--out", tmp_path / "run")
+    words = ("patch", "ioi", "--model", "zoo:ioi", "--method", "atp_star", "--out", tmp_path / "run")
     assert "two layers or more for GradDrop" in refused(wiretrace(*words))
     assert list(tmp_path.iterdir()) == []
     assert wiretrace(*words, "--no-grad-drop").exit_code == 0
@@ -433,7 +435,7 @@ def test_a_bad_config_file_is_refused(tmp_path, line, sentence):
 def test_help_and_refusals_load_no_torch(finished):
     """Looked up in a fresh process; the clock would prove less."""
     commands = [["--help"], ["patch", "--help"], ["methods"], ["patch", "io"], ["patch", "ioi", "--kind", "zz"],
-                ["patch", "ioi", "--kind", "q", "--out", str(finished)]]  # fmt: skip
+                ["patch", "ioi", "--model", "zoo:ioi", "--kind", "q", "--out", str(finished)]]  # fmt: skip
     program = (
         "import json, sys\n"
         "from experiments.cli import app\n"

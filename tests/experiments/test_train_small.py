@@ -254,7 +254,7 @@ def test_the_record_is_of_the_weights_that_ship(record):
     assert record["weights_sha256"] in (SMALL / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("task", corpus.TASKS)
+@pytest.mark.parametrize("task", corpus.MEASURED)
 def test_every_task_is_done_as_well_as_the_card_says_on_words_and_templates_never_trained_on(small, record, task):
     """Measured through the task and the adapter, not by the code that trained; new prompts."""
     n = 300
@@ -264,6 +264,12 @@ def test_every_task_is_done_as_well_as_the_card_says_on_words_and_templates_neve
     said = list(record["accuracy"][task].values())[-1]["accuracy"]
     assert said > 0.8
     assert abs(right - said) < 4 * (said * (1 - said) / n) ** 0.5 + 0.005
+
+
+def test_greater_than_cannot_be_posed_and_is_not_claimed(small, record):
+    assert set(record["tasks"]) == set(corpus.MEASURED) == set(corpus.TASKS) - {"greater_than"}
+    with pytest.raises(NotOneToken, match="61 of 100"):
+        tasks.load("greater_than").make(small, n=4)
 
 
 def test_held_out_text_is_read_better_than_by_letters_alone(record):
