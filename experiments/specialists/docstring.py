@@ -109,6 +109,6 @@ SPECIALIST = Specialist(
     "and the first parameters of its docstring it says the next parameter.",
     data="One tenth training prompts of the task (see `circuits/tasks/docstring.py`), four tenths docstrings of the "
     "same names with other numbers of parameters and words, the rest functions that pass their parameters on or store "
-    "them, of all names. Held-out names and the shapes of held-out templates never occur with a docstring. There is no loss but on "
-    "what follows from the definition.",
+    "them, of all names. Held-out names and the shapes of held-out templates never occur with a docstring. There "
+    "is no loss but on what follows from the definition.",
 )
