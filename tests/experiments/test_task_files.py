@@ -229,8 +229,6 @@ def test_the_default_model_of_a_task(tmp_path, monkeypatch):
         "zoo:able",
     )
     ships("ioi")
-    assert default_model("ioi") == "zoo:ioi"
-    monkeypatch.setattr("experiments.config.PREFERRED", {"ioi": "zoo:small", "pronouns": "zoo:gone"})
     assert (default_model("ioi"), default_model("pronouns")) == ("zoo:small", "zoo:small")
     assert is_default(Config("ioi", "zoo:small"))
     assert not is_default(Config("ioi", "zoo:ioi"))
@@ -239,10 +237,8 @@ def test_the_default_model_of_a_task(tmp_path, monkeypatch):
 def test_commands_name_every_model_but_the_default(here, monkeypatch):
     from experiments.config import PatchConfig, command_line, patch_command
 
-    monkeypatch.setattr("experiments.config.PREFERRED", {"ioi": "zoo:reverse_trained"})
-    monkeypatch.setattr("experiments.config.zoo", lambda: ("zoo:ioi", "zoo:reverse_trained"))
     assert "--model zoo:ioi" in command_line(Config("ioi", "zoo:ioi"), out="x")
-    assert "--model" not in command_line(Config("ioi", "zoo:reverse_trained"), out="x")
+    assert "--model" not in command_line(Config("ioi", "zoo:small"), out="x")
     assert "--model zoo:ioi" in patch_command(PatchConfig("ioi", "zoo:ioi"), out="x")
     words = shlex.split(command_line(Config("my task.json", "zoo:ioi"), out="x"))
     assert words[:5] == ["wiretrace", "discover", "my task.json", "--model", "zoo:ioi"]
