@@ -210,7 +210,11 @@ def visit(chrome: Any, file: Path) -> None:
 
 def the_search_answers(chrome: Any, site: Path) -> None:
     visit(chrome, site / "index.html")
-    chrome.find_element("css selector", "input.md-search__input").send_keys("noising")
+    field = chrome.find_element("css selector", "input.md-search__input")
+    deadline = time.monotonic() + 30
+    while not field.is_displayed() and time.monotonic() < deadline:
+        time.sleep(0.1)  # the page's scripts show it
+    field.send_keys("noising")
     limit = time.monotonic() + 60
     while not chrome.find_elements("css selector", ".md-search-result__link"):
         assert time.monotonic() < limit, "the search gives no answer"
