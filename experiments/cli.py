@@ -81,11 +81,11 @@ def discover(
         str | None,
         typer.Option(
             help="A model that ships (zoo:ioi), a folder in Hugging Face format, or a hub name (gpt2). "
-            "[default: the one that ships for the task]"
+            "[default: zoo:small if it does the task, else the one made for it]"
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="acdc, atp or exact. `wiretrace methods` says what each does and costs.")
+        str, typer.Option(help="acdc, eap_ig_inputs, relp, exact …: `wiretrace methods` lists them, and their cost.")
     ] = "acdc",
     tau: Annotated[
         float | None,
@@ -118,8 +118,8 @@ def discover(
     ablation: Annotated[
         str,
         typer.Option(
-            help="What an ablated edge carries: corrupt, zero, mean, mean-positional, mean-clean, resample or "
-            "gaussian-noise."
+            help="What an ablated edge carries: corrupt, zero, mean, mean-positional, mean-clean, resample, "
+            "gaussian-noise, or a file of `wiretrace ablation` (.safetensors)."
         ),
     ] = "corrupt",
     metric: Annotated[
@@ -182,7 +182,7 @@ def patch(
         str | None,
         typer.Option(
             help="A model that ships (zoo:ioi), a folder in Hugging Face format, or a hub name (gpt2). "
-            "[default: the one that ships for the task]"
+            "[default: zoo:small if it does the task, else the one made for it]"
         ),
     ] = None,
     kind: Annotated[
@@ -280,9 +280,7 @@ def patch(
 def ablation(
     task: TaskName,
     out: Annotated[Path, typer.Option(help="The file of constants to write, ending in .safetensors.")],
-    model: Annotated[
-        str | None, typer.Option(help="As for discover. [default: the one that ships for the task]")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="As for discover, and so is the default.")] = None,
     metric: Annotated[str, typer.Option(help="What ablating a node should change least.")] = "kl",
     steps: Annotated[int, typer.Option(help="Of training.")] = 200,
     prompts: Annotated[int, typer.Option(help="Prompts to train on, of the training split.")] = 32,
@@ -322,9 +320,7 @@ def ablation(
 @sentences
 def attribute(
     task: TaskName,
-    model: Annotated[
-        str | None, typer.Option(help="As for discover. [default: the one that ships for the task]")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="As for discover, and so is the default.")] = None,
     components: Annotated[
         str,
         typer.Option(

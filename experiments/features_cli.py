@@ -59,7 +59,8 @@ def train(
     ] = "",
     out: Annotated[Path | None, typer.Option(help="The folder to make.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="As for `wiretrace discover`. [default: the one that ships for the task]")
+        str | None,
+        typer.Option(help="As for `wiretrace discover`. [default: that whose dictionaries ship, or as there]"),
     ] = None,
     text: Text = None,
     architecture: Annotated[

@@ -11,7 +11,7 @@
 # %% [markdown]
 # # A circuit of features
 #
-# Dictionaries for every site of the model that ships write each activation as a few of many features and an error term.
+# Dictionaries for every site of `zoo:ioi` write each activation as a few of many features and an error term.
 # Integrated gradients say what each feature and error term does to the task.
 
 # %%

@@ -23,8 +23,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import typer
 
+from circuits.coar import sampling
 from circuits.methods import METHODS
 from circuits.tasks import TASKS
+from experiments import decision_log, exact_shards, run_directory
 from experiments.cli import app
 from experiments.docs_site import api, commands, lists, markdown, navigation, pages
 from experiments.model_files import zoo
@@ -180,6 +182,7 @@ def it_works_in_a_browser(site: Path, folder: Path) -> None:
     options.binary_location = os.path.realpath(browser)
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"):
         options.add_argument(flag)
+    options.add_argument("--window-size=1280,900")  # the search field hides behind a button on narrow screens
     options.add_argument(f"--user-data-dir={folder / 'profile'}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     chrome = webdriver.Chrome(options=options, service=Service(driver))
@@ -211,8 +214,9 @@ def visit(chrome: Any, file: Path) -> None:
 def the_search_answers(chrome: Any, site: Path) -> None:
     visit(chrome, site / "index.html")
     field = chrome.find_element("css selector", "input.md-search__input")
-    deadline = time.monotonic() + 30
-    while not field.is_displayed() and time.monotonic() < deadline:
+    limit = time.monotonic() + 60
+    while not field.is_displayed():
+        assert time.monotonic() < limit, "the search field does not show"
         time.sleep(0.1)  # the page's scripts show it
     field.send_keys("noising")
     limit = time.monotonic() + 60
@@ -235,6 +239,26 @@ def pages_fit_a_phone(chrome: Any, site: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- without a build
+
+
+def test_links_lead_somewhere_in_the_repository_too() -> None:
+    """Generated pages are not in it: a link to one would be dead wherever the repository is read."""
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    if not listed:
+        pytest.skip("not a checkout")
+    for name in listed.split():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+            assert "://" in target or (ROOT / name).parent.joinpath(target).exists(), f"{name}: {target}"
+
+
+def test_every_file_of_a_run_is_described() -> None:
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    for name in (*run_directory.RESULTS, run_directory.STATUS, run_directory.CONFIG, run_directory.ENVIRONMENT):
+        assert f"`{name}`" in text, name
+    for folder, schema in ((run_directory.SHARDS, exact_shards.SCHEMA), (run_directory.SAMPLES, sampling.SCHEMA)):
+        assert f"| `{folder}/` | `{schema}` |" in text
+    assert f"| `{run_directory.DECISIONS}` | `{decision_log.SCHEMA}` |" in text
 
 
 def test_every_method_is_on_its_page() -> None:

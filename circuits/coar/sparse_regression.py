@@ -163,5 +163,5 @@ def require_scikit_learn() -> None:
     except ImportError as error:
         raise InvalidOption(
             "expected scikit-learn for the lasso and the elastic net; it is not installed. "
-            "Run `pip install wiretrace[regression]`, or take estimator='ridge'."
+            "Run `pip install -e '.[regression]'`, or take estimator='ridge'."
         ) from error

@@ -123,7 +123,7 @@ def _ray() -> Any:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise BadConfig(
-            "expected Ray for the executor ray; it is not installed. Try: pip install 'wiretrace[ray]' (or choose the "
+            "expected Ray for the executor ray; it is not installed. Try: pip install -e '.[ray]' (or choose the "
             "executor workers, which needs nothing)."
         ) from error
     return ray

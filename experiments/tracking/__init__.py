@@ -69,7 +69,7 @@ def check(names: Iterable[str]) -> tuple[str, ...]:
         if importlib.util.find_spec(TRACKERS[name].needs) is None:
             raise BadConfig(
                 f"expected {TRACKERS[name].needs} to be installed, which --track {name} needs. "
-                f"Install it: pip install {TRACKERS[name].needs} (or 'wiretrace[tracking]' for all)."
+                f"Install it: pip install {TRACKERS[name].needs} (or -e '.[tracking]' for all)."
             )
     return chosen
 

@@ -295,7 +295,7 @@ def test_the_lasso_of_least_error_on_samples_held_out(estimator: str) -> None:
 def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     design = design_of()
-    with pytest.raises(InvalidOption, match=r"pip install wiretrace\[regression\]"):
+    with pytest.raises(InvalidOption, match=r"pip install -e '.\[regression\]'"):
         fit(design, outputs_of(design), estimator="lasso", lasso=0.1)
     assert fit(design, outputs_of(design)).estimator == "normal_equations"
 

@@ -22,7 +22,7 @@ from experiments.work import Unit
 from tests.experiments.executors import small_runs
 from tests.experiments.executors.small_runs import ACDC, COAR, EAP, EXACT
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'wiretrace[ray]'")
+pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for workers in /proc")
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -120,7 +120,7 @@ def test_without_ray_the_extra_is_named(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1].endswith(
-        "expected Ray for the executor ray; it is not installed. Try: pip install 'wiretrace[ray]' (or choose the "
+        "expected Ray for the executor ray; it is not installed. Try: pip install -e '.[ray]' (or choose the "
         "executor workers, which needs nothing)."
     )
 
