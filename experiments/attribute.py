@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 from circuits import tasks
 from experiments import config as settings
 from experiments import environment, task_files
-from experiments.config import ABLATIONS, ATTRIBUTE_SCHEMA, METRICS
+from experiments.config import ABLATIONS, ATTRIBUTE_SCHEMA, METRICS, MOST_PROMPTS
 from experiments.discover import SEARCH_SPLIT, deaf, device_name, enough_memory, load_model, stoppable, to_json
 from experiments.errors import BadConfig, Interrupted
-from experiments.model_files import digests
+from experiments.model_files import dictionary_digests, digests
 from experiments.nearest import did_you_mean, require_known
 from experiments.progress_display import Display, Silence, duration
 from experiments.run_directory import (
@@ -33,10 +33,11 @@ from experiments.run_directory import (
     RunDirectory,
     claimed,
     finished,
+    is_begun,
     is_of,
     plan,
+    results_of,
     shared,
-    status,
 )
 from graphs.circuit import visible
 
@@ -111,10 +112,20 @@ class AttributeConfig:
         require_known("a kind of masks", self.masks, ("bernoulli", "subset"))
         if self.metric is not None:
             require_known("a metric", self.metric, METRICS)
-        for name, least in (("samples", 1), ("prompts", 1), ("held_out", 2), ("seed", 0)):
+        settings.check_model(self.model)
+        settings.check_device(self.device)
+        for name, least, most in (
+            ("samples", 1, MOST_PROMPTS),
+            ("prompts", 1, MOST_PROMPTS),
+            ("held_out", 2, MOST_PROMPTS),
+            ("seed", 0, 2**63 - 1),
+        ):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise BadConfig(f"expected {name} to be a whole number of {least} or more; got {value!r}.")
+            if name == "samples" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise BadConfig(f"expected {name} to be a whole number; got {value!r}.")
+            settings.check_range(name, value, least=least, most=most)
         if not 0 < self.keep < 1:
             raise BadConfig(f"expected keep strictly between 0 and 1; got {self.keep}. Try 0.9.")
         if self.stop is not None and (self.samples is not None or not 0 <= self.stop < 1):
@@ -126,6 +137,11 @@ class AttributeConfig:
     def families(self) -> tuple[str, ...]:
         """Names of families and nodes."""
         return tuple(name.strip() for name in self.components.split(",") if name.strip())
+
+    @property
+    def dictionary_names(self) -> tuple[str, ...]:
+        """Names of dictionaries."""
+        return tuple(name.strip() for name in (self.dictionaries or "").split(",") if name.strip())
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data; those that were left open are absent."""
@@ -155,12 +171,9 @@ class AttributeConfig:
 
     def to_toml(self, *, comments: Sequence[str] = ()) -> str:
         """The settings as the text of a TOML file."""
-        import json
-
         lines = [f"# {line}" for line in comments]
         pairs = {"schema": ATTRIBUTE_SCHEMA} | self.to_dict()
-        shown = {name: value if isinstance(value, float) else json.dumps(value) for name, value in pairs.items()}
-        return "\n".join([*lines, *(f"{name} = {value}" for name, value in shown.items()), ""])
+        return "\n".join([*lines, *(f"{name} = {settings.toml_value(value)}" for name, value in pairs.items()), ""])
 
 
 @dataclass(frozen=True)
@@ -203,14 +216,15 @@ def attribute(
     show = show or Silence()
     settings.require_shipped(config.model)
     identity = identify(config)
-    there = status(out)
-    resume = not overwrite and there is not None and there.state != "finished" and there.identity == identity
+    resume = not overwrite and is_begun(out, identity)
     if plan(out, identity, overwrite=overwrite, resume=resume) == "finished":
         show.say(f"{out} holds this run already, finished. To do it again, add --overwrite.")
         return saved(out)
     with stoppable(), enough_memory():
         run, seconds = prepare(config, show=show)
         check(config, run)
+        identity = identify(config)  # now that a model of the hub is in the cache, with its files
+        resume = not overwrite and is_begun(out, identity)
         with claimed(out, identity, overwrite=overwrite, resume=resume) as directory:
             try:
                 _carry_out(config, run, directory, loading=seconds, show=directory.told(show))
@@ -268,15 +282,17 @@ def sampling_of(config: AttributeConfig, run: ComponentRun) -> Sampling:
 
 
 def identify(config: AttributeConfig) -> dict[str, Any]:
-    """What decides the result: the version, the settings and the contents of the model's files."""
+    """What decides the result: the version, the settings and the contents of the files of model and dictionaries."""
     chosen = {name: value for name, value in config.to_dict().items() if name != "device"}
-    return {
+    known = {
         "wiretrace": environment.version(),
         "command": COMMAND,
         "config": chosen,
         "model_files": digests(config.model),
-        **task_files.identity(config.task),
     }
+    if config.dictionary_names:
+        known["dictionary_files"] = {name: dictionary_digests(name) for name in config.dictionary_names}
+    return known | task_files.identity(config.task)
 
 
 def prepare(config: AttributeConfig, *, show: Display) -> tuple[ComponentRun, float]:
@@ -292,11 +308,10 @@ def prepare(config: AttributeConfig, *, show: Display) -> tuple[ComponentRun, fl
     model = load_model(config)
     task = tasks.load(config.task).make(model, n=config.prompts, seed=config.seed, split=SEARCH_SPLIT)
     dictionaries = []
-    for name in (config.dictionaries or "").split(","):
-        if name.strip():
-            from experiments.feature_subject import open_dictionary
+    for name in config.dictionary_names:
+        from experiments.feature_subject import open_dictionary
 
-            dictionaries.append(open_dictionary(name.strip()).to(model.device, model.dtype))
+        dictionaries.append(open_dictionary(name).to(model.device, model.dtype))
     run = ComponentRun(
         model,
         task,
@@ -317,18 +332,21 @@ def saved(folder: Path) -> Attributed:
     """What a finished run found.
 
     Raises:
-        BadRun: The folder is no run directory of this command, or its run is not finished.
-        InvalidOption: Its weights cannot be read.
+        BadRun: The folder is no run directory of this command, its run is not finished, or its results are gone or
+            torn.
     """
     import json
 
     from circuits.coar import Attribution
+    from graphs.atomic import read_text
 
     there = finished(folder, COMMAND, remedy="Go on with the command that began it.")
-    found = Attribution.load(folder / "attribution.safetensors")
-    rows = tuple(json.loads((folder / "report.json").read_text(encoding="utf-8"))["correlations"])
+    with results_of(folder):
+        config = AttributeConfig.from_dict(there.identity["config"])
+        found = Attribution.load(folder / "attribution.safetensors")
+        rows = tuple(json.loads(read_text(folder / "report.json"))["correlations"])
     files = tuple(name for name in RESULTS if (folder / name).is_file())
-    return Attributed(folder, AttributeConfig.from_dict(there.identity["config"]), found, rows, files)
+    return Attributed(folder, config, found, rows, files)
 
 
 # ------------------------------------------------------------------------------------------------------- the work
@@ -353,7 +371,7 @@ def _carry_out(
         else:
             curve = coar.learning_curve(
                 run, keep=config.keep, seed=config.seed, rise=config.stop, held_out_samples=config.held_out,
-                estimator=config.estimator, progress=progress,
+                masks=config.masks, estimator=config.estimator, folder=directory.path / SAMPLES, progress=progress,
             )  # fmt: skip
             found = curve.chosen
     sampled = time.perf_counter() - start

@@ -166,9 +166,9 @@ class Config:
             require_known("an ablation", self.ablation, ABLATIONS)
         if self.metric is not None:
             require_known("a metric", self.metric, METRICS)
-        _check_model(self.model)
+        check_model(self.model)
         _check_numbers(self)
-        _check_device(self.device)
+        check_device(self.device)
         object.__setattr__(self, "level", self.level or method.levels[0])
         _check_units(method, level=self.level, positions=self.positions)
         object.__setattr__(self, "options", _checked_options(method, self.options))
@@ -243,11 +243,11 @@ class PatchConfig:
         require_known("an ablation", self.ablation, ABLATIONS)
         if self.metric is not None:
             require_known("a metric", self.metric, METRICS)
-        _check_model(self.model)
-        _check_range("prompts", self.prompts, least=1, most=MOST_PROMPTS)
-        _check_range("window", self.window, least=1, most=MOST_LAYERS)
-        _check_range("seed", self.seed, least=0, most=2**63 - 1)
-        _check_device(self.device)
+        check_model(self.model)
+        check_range("prompts", self.prompts, least=1, most=MOST_PROMPTS)
+        check_range("window", self.window, least=1, most=MOST_LAYERS)
+        check_range("seed", self.seed, least=0, most=2**63 - 1)
+        check_device(self.device)
         if self.to is not None and (self.method, self.kind, self.positions, self.window) != ("exact", "z", False, 1):
             raise BadConfig(
                 "expected path patching (--to) of whole heads by the method exact; got another kind, method, window or "
@@ -373,9 +373,9 @@ def to_toml(config: Config | PatchConfig, *, comments: tuple[str, ...] = ()) -> 
     options = settings.pop("options", {})
     schema = SCHEMA if isinstance(config, Config) else PATCH_SCHEMA
     lines = [f"# {line}" for line in comments]
-    lines += [f"{name} = {_toml(value)}" for name, value in ({"schema": schema} | settings).items()]
+    lines += [f"{name} = {toml_value(value)}" for name, value in ({"schema": schema} | settings).items()]
     if options:
-        lines += ["", "[options]", *(f"{name} = {_toml(value)}" for name, value in options.items())]
+        lines += ["", "[options]", *(f"{name} = {toml_value(value)}" for name, value in options.items())]
     return "\n".join([*lines, ""])
 
 
@@ -406,7 +406,7 @@ def command_line(config: Config, *, out: str | os.PathLike[str], flags: tuple[st
         words += ["--method", config.method]
     for name, value in config.options.items():
         if plain.options.get(name) != value:
-            shown = value if isinstance(value, str) else _toml(value)
+            shown = value if isinstance(value, str) else toml_value(value)
             words += ["--tau", repr(value)] if name == "tau" else ["--option", f"{name}={shown}"]
     words += [f"--{name}" for name in ("positions", "signed", "curve") if getattr(config, name)]
     for name in ("level", "n", "selection", "ablation", "metric", "prompts", "held_out", "seed", "device"):
@@ -436,12 +436,17 @@ def patch_command(config: PatchConfig, *, out: str | os.PathLike[str]) -> str:
     return shlex.join([*words, "--out", os.fspath(out)])
 
 
-def _toml(value: Value) -> str:
+def toml_value(value: Value) -> str:
     """A TOML value; strings are JSON strings but for DEL, which TOML wants escaped too."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _check_model(name: str) -> None:
+def check_model(name: str) -> None:
+    """A name that can be one of a model.
+
+    Raises:
+        BadConfig: It cannot.
+    """
     if not name or not name.isprintable():
         raise BadConfig(f"expected the name of a model, such as zoo:ioi or gpt2; got {name!r}.")
 
@@ -452,15 +457,25 @@ def _check_numbers(config: Config) -> None:
         ("held_out", 1, MOST_PROMPTS),
         ("seed", 0, 2**63 - 1),
     ):
-        _check_range(name, getattr(config, name), least=least, most=most)
+        check_range(name, getattr(config, name), least=least, most=most)
 
 
-def _check_range(name: str, value: int, *, least: int, most: int) -> None:
+def check_range(name: str, value: int, *, least: int, most: int) -> None:
+    """A number in its range.
+
+    Raises:
+        BadConfig: It is not.
+    """
     if not least <= value <= most:
         raise BadConfig(f"expected {name.replace('_', '-')} to be from {least} to {most:,}; got {value:,}.")
 
 
-def _check_device(name: str | None) -> None:
+def check_device(name: str | None) -> None:
+    """A name that can be one of a device, whether it is there or not.
+
+    Raises:
+        BadConfig: It cannot.
+    """
     if name is not None and not _DEVICE.fullmatch(name):
         raise BadConfig(f"expected a device such as cpu, cuda, cuda:1 or mps; got {name!r}.")
 

@@ -183,9 +183,12 @@ def _set(settings: dict[str, Any], name: str, text: str) -> None:
     if SWEEP in settings:
         from experiments.sweep import fixed
 
-        settings[SWEEP], placed = fixed(settings[SWEEP], name, value)
+        before = settings[SWEEP]
+        settings[SWEEP], placed = fixed(before, name, value)
         if placed:
             return
+        if settings[SWEEP] != before and settings[SWEEP] in ({}, {"grid": {}}, {"grid": {"options": {}}}):
+            settings[SWEEP] = {"runs": [{}]}  # nothing varies any more: a sweep of one run
     _put(settings, ["options", short] if name.startswith(OPTION) else [name], value, said=f"{name}={text}")
 
 

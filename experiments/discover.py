@@ -29,7 +29,16 @@ from experiments.errors import BadConfig, Interrupted, NoMemory
 from experiments.model_files import digest, digests, zoo
 from experiments.nearest import did_you_mean
 from experiments.progress_display import Display, Silence
-from experiments.run_directory import CONFIG, DECISIONS, ENVIRONMENT, SHARDS, RunDirectory, claimed, plan
+from experiments.run_directory import (
+    CONFIG,
+    DECISIONS,
+    ENVIRONMENT,
+    SHARDS,
+    RunDirectory,
+    claimed,
+    done_so_far,
+    plan,
+)
 from graphs.circuit import Circuit
 
 if TYPE_CHECKING:
@@ -84,8 +93,7 @@ def discover(
     """
     show = show or Silence()
     settings.require_shipped(config.model)
-    identity = identify(config)
-    if plan(out, identity, overwrite=overwrite, resume=resume) == "finished":
+    if plan(out, identify(config), overwrite=overwrite, resume=resume) == "finished":
         show.say(f"{out} holds this run already, finished. To do it again, add --overwrite.")
         return saved_runs.saved(out)
     with stoppable(), enough_memory():
@@ -93,6 +101,7 @@ def discover(
             stage = prepare(config, show=show)
         except KeyboardInterrupt:
             raise Interrupted("Stopped before anything was written.") from None
+        identity = identify(config)  # now that a model of the hub is in the cache, with its files
         with claimed(out, identity, overwrite=overwrite, resume=resume) as directory:
             try:
                 _carry_out(config, stage, directory, show=directory.told(show))
@@ -382,8 +391,10 @@ def _interrupt(config: Config, directory: RunDirectory) -> str:
     """Mark the run as interrupted; returns what to tell the user."""
     with deaf():
         directory.set("interrupted")
-        made = len(directory.decisions().rows)
-    kept = f"The {made:,} decisions made so far are kept in" if made else "Nothing was decided yet in"
+        made = done_so_far(directory.path)
+    kept = "Nothing was decided yet in"
+    if made:
+        kept = f"The {made} made so far {'are' if made.endswith('s') else 'is'} kept in"
     go_on = command_line(config, out=directory.path, flags=("--resume",))
     return f"Interrupted. {kept} {directory.path}. Go on with: {go_on} (or start again with --overwrite)."
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from experiments import decision_log
+from experiments import decision_log, work
 from experiments.config_file import build
-from experiments.environment import version
 from experiments.errors import BadRun
 from experiments.estimate import Estimate, Speed, estimate, try_to_measure
 from experiments.progress_display import Display, Silence, duration
-from experiments.run_directory import DECISIONS, SAMPLES, SHARDS, status
+from experiments.run_directory import DECISIONS, SAMPLES, SHARDS, differences, status
 from experiments.store import Store
-from experiments.store.rows import Row
+from experiments.store.rows import Row, read
 from experiments.sweep import Planned
+from graphs.errors import WiretraceError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -120,11 +120,15 @@ def state_of(run: Planned) -> tuple[str, bool]:
         except OSError:
             taken = False
         return ("in the way: files of no run", True) if taken else ("new", True)
-    asked = {name: value for name, value in run.settings.items() if name not in ("schema", "device")}
-    if there.identity.get("config") != asked or there.identity.get("wiretrace") != version():
+    try:
+        different = differences(there.identity, work.identity(build(run.settings)))
+    except WiretraceError as error:  # a file that it names is gone
+        return f"cannot be: {error}", True
+    if different:
         return "in the way: another run", True
-    if there.state == "finished":
-        return "finished", False
+    state = read(run.folder.parent, run.folder.name)["state"]
+    if state in ("finished", "damaged"):
+        return ("finished", False) if state == "finished" else ("in the way: damaged", True)
     decisions = decision_log.count(run.folder / DECISIONS)
     shards = sum(len(list((run.folder / name).glob("shard-*.safetensors"))) for name in (SAMPLES, SHARDS))
     done = f" after {decisions:,} decisions" if decisions else f" after {shards:,} shards" if shards else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
@@ -170,7 +170,7 @@ def estimate(config: AnyConfig, *, earlier: Sequence[Row] = (), speed: Speed | N
     """
     shape = speed.shape if speed else known_shape(config.model)
     found = None if shape is None else cost(config, shape)
-    times = [row["seconds"] for row in earlier if row["state"] == "finished" and _alike(row, config)]
+    times = [row.get("seconds") for row in earlier if row["state"] == "finished" and _alike(row, config)]
     known = [float(each) for each in times if isinstance(each, int | float)]
     if known:
         return Estimate(found, median(known), "earlier runs")
@@ -310,8 +310,11 @@ def _components(families: Sequence[str], shape: Shape) -> int:
 
 
 def _alike(row: Row, config: AnyConfig) -> bool:
-    """Whether a row is of a run of these settings, but for the seed."""
+    """Whether a row is of a run of these settings, but for the seed; what is not set here must not be set there."""
     asked = config.to_dict()
+    unset = {each.name for each in fields(config)} - set(asked) - {"device"}
     options = asked.pop("options", {})
     asked |= {f"options.{name}": value for name, value in options.items()}
-    return all(row.get(name) == value for name, value in asked.items() if name not in ("seed", "device"))
+    unset |= {name for name in row if name.startswith("options.") and name not in asked}
+    same = all(row.get(name) == value for name, value in asked.items() if name not in ("seed", "device"))
+    return same and all(row.get(name) is None for name in unset)

@@ -13,15 +13,16 @@ from experiments import environment, task_files
 from experiments.discover import deaf, device_name, enough_memory, stoppable, to_json
 from experiments.errors import Interrupted
 from experiments.feature_subject import Asked, Subject, config_of, open_dictionaries, prepare
-from experiments.model_files import digest, digests
+from experiments.model_files import dictionary_digests, digests
 from experiments.progress_display import Display
 from experiments.run_directory import (
     ENVIRONMENT,
     claimed,
     finished,
+    is_begun,
     is_of,
     plan,
-    status,
+    results_of,
 )
 from graphs.circuit import Circuit, visible
 
@@ -89,7 +90,7 @@ def search(
     by_name = open_dictionaries(dictionaries)
     opened = list(by_name.values())
     identity = _identity(asked, settings, list(by_name), opened)
-    again = overwrite or _is_unfinished(out, identity)
+    again = overwrite or is_begun(out, identity)
     if plan(out, identity, overwrite=again, resume=False) == "finished":
         show.say(f"{out} holds this run already, finished. To do it again, add --overwrite.")
         return saved(out)
@@ -100,6 +101,8 @@ def search(
             held_out = prepare(replace(asked, held_out=True), known=opened, loaded=subject.model, show=show)
         except KeyboardInterrupt:
             raise Interrupted("Stopped before anything was written.") from None
+        identity = _identity(asked, settings, list(by_name), opened)  # now that the model's files are in the cache
+        again = overwrite or is_begun(out, identity)
         with claimed(out, identity, overwrite=again, resume=False) as directory:
             show = directory.told(show)
             try:
@@ -122,7 +125,7 @@ def search(
                 directory.set("finished")
             except KeyboardInterrupt:
                 with deaf():
-                    directory.discard(made=made)
+                    directory.discard(made=made, event="interrupted")
                 raise Interrupted(f"Interrupted. Nothing is left in {out}.") from None
     return saved(out)
 
@@ -136,15 +139,16 @@ def saved(folder: Path) -> Found:
     """What a finished run found.
 
     Raises:
-        BadRun: The folder is no finished run of this command.
+        BadRun: The folder is no finished run of this command, or its results are gone or torn.
     """
     import json
 
     from graphs.atomic import read_text
 
     there = finished(folder, COMMAND, remedy="Begin it again with the command that began it.")
-    report = json.loads(read_text(folder / "report.json", limit=10_000_000))
-    return Found(folder, Circuit.load(folder / "circuit.json"), there.identity["config"], report["worth"])
+    with results_of(folder):
+        report = json.loads(read_text(folder / "report.json", limit=10_000_000))
+        return Found(folder, Circuit.load(folder / "circuit.json"), there.identity["config"], report["worth"])
 
 
 def lines(found: Found) -> list[tuple[str, str]]:
@@ -183,22 +187,9 @@ def _identity(asked: Asked, settings: Search, names: Sequence[str], opened: Sequ
             **vars(settings),
         },
         "model_files": digests(config.model),
-        "dictionary_files": {name: _digests(name) for name in names},
+        "dictionary_files": {name: dictionary_digests(name) for name in names},
         **task_files.identity(config.task),
     }
-
-
-def _digests(name: str) -> dict[str, str]:
-    from circuits.features import shipped
-
-    path = shipped.ZOO / name.removeprefix("zoo:") if name.startswith("zoo:") else Path(name)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    return {each.name: digest(each) for each in files if each.is_file()}
-
-
-def _is_unfinished(folder: Path, identity: Mapping[str, Any]) -> bool:
-    there = status(folder)
-    return there is not None and there.state != "finished" and there.identity == identity
 
 
 def _made(asked: Asked, identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from circuits import tasks
 from circuits.methods import METHODS, Method
 from experiments import environment
-from experiments.config import ABLATIONS, METRICS, require_shipped
+from experiments.config import ABLATIONS, Config, require_shipped
 from experiments.discover import SEARCH_SPLIT, enough_memory, stoppable, to_json
 from experiments.errors import BadConfig
 from experiments.nearest import did_you_mean, require_known
@@ -70,16 +70,24 @@ class KnownCircuit:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        tasks.load(self.task)
-        require_known("an ablation", self.ablation, ABLATIONS)
-        if self.metric is not None:
-            require_known("a metric", self.metric, METRICS)
-        if isinstance(self.prompts, bool) or not isinstance(self.prompts, int) or self.prompts < 1:
-            raise BadConfig(f"expected prompts to be a whole number of 1 or more; got {self.prompts!r}.")
+        if self.reference is not None and not isinstance(self.reference, str):
+            raise BadConfig(f"expected the setting reference to be text; got {self.reference!r}.")
         if not self.methods:
             raise BadConfig("expected at least one table [methods.NAME]; there is none.")
         for name, options in self.methods.items():
-            _settings_of(METHODS[require_known("a method", name, METHODS)], options)
+            for each in _settings_of(METHODS[require_known("a method", name, METHODS)], options):
+                self.search(name, each)
+        require_known("an ablation", self.ablation, ABLATIONS)  # files of constants are for searches alone
+
+    def search(self, method: str, options: Mapping[str, Any]) -> Config:
+        """One run of one method, as `wiretrace discover` has it; everything is checked there.
+
+        Raises:
+            UnknownName, UnknownTask, BadConfig: As for this class.
+        """
+        shared = ("task", "model", "metric", "ablation", "prompts", "seed")
+        known = {name: value for name in shared if (value := getattr(self, name)) is not None}
+        return Config.from_dict(known | {"method": method, "options": options})
 
     @staticmethod
     def from_dict(settings: Mapping[str, Any]) -> KnownCircuit:
@@ -120,14 +128,6 @@ class Row:
     seconds: float
 
 
-def is_one(path: Path) -> bool:
-    """Whether a file says that it is such a config; nothing else of it is checked."""
-    try:
-        return tomllib.loads(read_text(path)).get("schema") == SCHEMA
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return False
-
-
 def load(path: Path) -> KnownCircuit:
     """Read a config.
 
@@ -147,16 +147,19 @@ def compare(config: KnownCircuit, *, show: Display | None = None) -> list[Row]:
     """Run every method of a config and hold it against the true circuit.
 
     Raises:
-        WiretraceError: The model or the true circuit cannot be found, or a method refuses the run.
+        WiretraceError: The model or the true circuit cannot be found, a method refuses the run, or there is too little
+            memory.
+        KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
     show = show or Silence()
-    run, true = prepare(config)
     rows: list[Row] = []
-    for name, options in config.methods.items():
-        start = time.process_time()
-        with show.steps(name, unit="step") as progress:
-            found = _found(run, METHODS[name], options, progress)
-        rows += _rows(name, found, true, seconds=time.process_time() - start)
+    with stoppable(), enough_memory():
+        run, true = prepare(config)
+        for name, options in config.methods.items():
+            start = time.process_time()
+            with show.steps(name, unit="step") as progress:
+                found = _found(run, METHODS[name], options, progress)
+            rows += _rows(name, found, true, seconds=time.process_time() - start)
     return rows
 
 
@@ -202,7 +205,6 @@ def reference(config: KnownCircuit) -> Circuit:
 
 def outlook(config: KnownCircuit) -> str:
     """What would be run, and about what it would take, without running it or loading the model."""
-    from experiments.config import Config
     from experiments.estimate import known_shape, search_cost
 
     shape = known_shape(config.model) or _compiled_shape(config.model)
@@ -210,10 +212,9 @@ def outlook(config: KnownCircuit) -> str:
              f"{config.reference or 'the circuit that it was compiled with'}:"]  # fmt: skip
     for name, options in config.methods.items():
         runs = _settings_of(METHODS[name], options)
-        known = Config(config.task, config.model, name, options=runs[0], prompts=config.prompts)
         said = "its size is not known here"
         if shape is not None:
-            each = search_cost(known, shape)
+            each = search_cost(config.search(name, runs[0]), shape)
             least = "up to " if each.at_most else ""
             total, back = each.forwards * len(runs), each.backwards * len(runs)
             said = f"{least}{total:,} forwards and {back:,} backwards of one prompt"
@@ -231,6 +232,8 @@ def _compiled_shape(model: str) -> Shape | None:
 
 def _settings_of(method: Method, options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The options of each run of a method."""
+    if not isinstance(options, Mapping):
+        raise BadConfig(f"expected [methods.{method.name}] to be a table of options; got {options!r}.")
     swept = [name for name, value in options.items() if isinstance(value, list)]
     for name in options:
         if name not in method.options:
@@ -329,11 +332,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: dict[str, Sequence[Row]] = {}
     try:
         loaded = {path.stem: load(path) for path in given.configs}
-        with stoppable(), enough_memory():
-            for name, config in loaded.items():
-                results[name] = compare(config)
-                if given.out is not None:
-                    write(config, results[name], given.out / name)
+        for name, config in loaded.items():
+            results[name] = compare(config)
+            if given.out is not None:
+                write(config, results[name], given.out / name)
     except WiretraceError as error:
         sys.stderr.write(f"Error: {error}\n")
         return 1

@@ -1,6 +1,6 @@
 """The files of a model: what ships, where a name leads, and digests that tell one checkpoint from another.
 
-Nothing here loads weights or torch.
+Dictionaries of features have digests too. Nothing here loads weights or torch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import patching
+from circuits import features
 from graphs.errors import BadFile
 from patching import compiled
 
 ZOO: Final = Path(patching.__file__).parent / "zoo"
 COMPILER: Final = Path(compiled.__file__).parent
+DICTIONARIES: Final = Path(features.__file__).parent / "zoo"
 
 FAMILIES: Final[Mapping[str, str]] = {
     "gpt2": "GPT-2",
@@ -37,6 +39,7 @@ FAMILIES: Final[Mapping[str, str]] = {
 """Families that the tests load and check, by Hugging Face's `model_type`."""
 
 _LARGEST_HEADER: Final = 100_000_000
+_SETTINGS: Final = ("cfg.json", "config.json", "config.yaml")
 _PATTERNS: Final = ("config.json", "*.safetensors", "tokenizer*.json", "vocab.json", "merges.txt")
 
 
@@ -139,6 +142,22 @@ def _folder(name: str) -> Path | None:
     except (HFValidationError, OSError):
         return None
     return Path(cached).parent if isinstance(cached, str) else None
+
+
+def dictionary_digests(name: str) -> dict[str, str]:
+    """SHA-256 of every file that decides what a dictionary computes, weights and settings; empty if there are none.
+
+    Args:
+        name: a folder or file, or one that ships (`zoo:ioi/mlp_out1`).
+    """
+    path = DICTIONARIES / name.removeprefix("zoo:") if name.startswith("zoo:") else Path(name)
+    if not path.exists():
+        return {}
+    whole = path.is_dir() or path.name in _SETTINGS
+    folder = path if path.is_dir() else path.parent
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.pt")] if whole else [path]
+    paths = sorted((*weights, *(folder / each for each in _SETTINGS)))
+    return {each.name: digest(each) for each in paths if each.is_file()}
 
 
 def digest(path: Path) -> str:

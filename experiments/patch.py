@@ -38,9 +38,10 @@ from experiments.run_directory import (
     RunDirectory,
     claimed,
     finished,
+    is_begun,
     is_of,
     plan,
-    status,
+    results_of,
 )
 from graphs.circuit import visible
 
@@ -91,7 +92,7 @@ def patch(config: PatchConfig, *, out: Path, overwrite: bool = False, show: Disp
     show = show or Silence()
     settings.require_shipped(config.model)
     identity = identify(config)
-    again = overwrite or _is_unfinished(out, identity)
+    again = overwrite or is_begun(out, identity)
     if plan(out, identity, overwrite=again, resume=False) == "finished":
         show.say(f"{out} holds this run already, finished. To do it again, add --overwrite.")
         return saved(out)
@@ -101,12 +102,14 @@ def patch(config: PatchConfig, *, out: Path, overwrite: bool = False, show: Disp
             run, seconds = prepare(config, show=show)
         except KeyboardInterrupt:
             raise Interrupted("Stopped before anything was written.") from None
+        identity = identify(config)  # now that a model of the hub is in the cache, with its files
+        again = overwrite or is_begun(out, identity)
         with claimed(out, identity, overwrite=again, resume=False) as directory:
             try:
                 _carry_out(config, run, directory, loading=seconds, show=directory.told(show))
             except KeyboardInterrupt:
                 with deaf():
-                    directory.discard(made=made)
+                    directory.discard(made=made, event="interrupted")
                 raise Interrupted(f"Interrupted. Nothing is left in {out}.") from None
     return saved(out)
 
@@ -150,20 +153,16 @@ def saved(folder: Path) -> Patched:
     """What a finished run found.
 
     Raises:
-        BadRun: The folder is no run directory of this command, or its run is not finished.
-        InvalidOption: Its effects cannot be read.
+        BadRun: The folder is no run directory of this command, its run is not finished, or its results are gone or
+            torn.
     """
     from patching.effects import Effects
 
     there = finished(folder, COMMAND, remedy="Begin it again with the command that began it.")
     files = tuple(name for name in RESULTS if (folder / name).is_file())
-    config = PatchConfig.from_dict(there.identity["config"])
-    return Patched(folder, config, Effects.load(folder / "effects.json"), files)
-
-
-def _is_unfinished(folder: Path, identity: Mapping[str, Any]) -> bool:
-    there = status(folder)
-    return there is not None and there.state != "finished" and there.identity == identity
+    with results_of(folder):
+        config = PatchConfig.from_dict(there.identity["config"])
+        return Patched(folder, config, Effects.load(folder / "effects.json"), files)
 
 
 def _carry_out(config: PatchConfig, run: SiteRun, directory: RunDirectory, *, loading: float, show: Display) -> None:

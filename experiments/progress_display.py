@@ -52,8 +52,11 @@ class Bars:
         self._stream = stream
 
     def say(self, text: str) -> None:
-        """Write one line."""
-        print_line(text, self._stream)
+        """Write one line above the bar, if there is one."""
+        from tqdm import tqdm
+
+        tqdm.write(text, file=self._stream)
+        self._stream.flush()
 
     @contextmanager
     def steps(self, what: str, *, unit: str, done: int = 0) -> Iterator[Progress]:

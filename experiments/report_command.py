@@ -19,7 +19,7 @@ def report(
     """Write the page.
 
     Args:
-        source: A store, or a config of a sweep, whose runs are looked for in `root`.
+        source: A store, or a config, whose runs are looked for in `root`.
         out: The page.
         root: For a config: the store of its runs.
         changes: For a config: as `--set` had them when it was run.
@@ -38,7 +38,7 @@ def report(
         store, title = source, f"Runs in {source}"
     else:
         store, title = root or ROOT, source.stem.replace("_", " ")
-        rows = [row_of(run) for run in Asked(source, tuple(changes), store).planned()]
+        rows = [row_of(run) for run in Asked(source, tuple(changes)).in_store(store)]
     chosen = listing.chosen(rows, where=[listing.condition(each) for each in where])
     if not any(row["state"] != "missing" for row in chosen):
         raise BadConfig(f"expected runs to report on; there are none in {store}. Make some with `wiretrace run`.")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from experiments import config_file
+from experiments import config_file, tracking
 from experiments.config_file import KNOWN_CIRCUIT
 from experiments.errors import BadConfig, FolderTaken
 from experiments.progress_display import display
-from experiments.run_config import DEFAULT_EXECUTOR, Asked, Done, carry_out, one_piece, pieces
+from experiments.run_config import Asked, Done, carry_out, one_piece, pieces
 from experiments.store.naming import folder_name
 from experiments.sweep import ROOT, is_sweep
 
@@ -41,6 +41,24 @@ class How:
     resume: bool = False
     quiet: bool = False
 
+    def check(self, asked: Asked) -> None:
+        """Refuse what contradicts itself, and what would silently do nothing.
+
+        Raises:
+            BadConfig: There is such a thing.
+        """
+        chosen = {"--dry-run": self.dry_run, "--slurm": self.slurm is not None, "--unit": self.unit is not None}
+        instead = [name for name, given in chosen.items() if given]
+        if len(instead) > 1:
+            raise BadConfig("expected one of --dry-run, --slurm and --unit.")
+        if instead and self.overwrite:
+            raise BadConfig(f"expected no --overwrite with {instead[0]}, which replaces nothing.")
+        if instead and instead[0] != "--dry-run" and asked.elsewhere:
+            raise BadConfig(
+                f"expected no --executor, --workers, --ray-address or --retries with {instead[0]}: SLURM sees to the "
+                "pieces of work, and each is done in a process of its own."
+            )
+
 
 def run(asked: Asked, how: How) -> AnyConfig | None:
     """Do what is asked; a config that is to be made here, as a single run, is given back instead.
@@ -50,8 +68,7 @@ def run(asked: Asked, how: How) -> AnyConfig | None:
         Interrupted: Ctrl-C or SIGTERM.
         typer.Exit: With 1, if runs failed.
     """
-    if sum((how.dry_run, how.slurm is not None, how.unit is not None)) > 1:
-        raise BadConfig("expected one of --dry-run, --slurm and --unit.")
+    how.check(asked)
     settings = asked.settings()
     if settings.get("schema") == KNOWN_CIRCUIT:
         _known_circuit(asked, settings, how)
@@ -63,7 +80,7 @@ def run(asked: Asked, how: How) -> AnyConfig | None:
     elif how.unit is not None:
         did = one_piece(asked, how.unit)
         typer.echo(f"Piece {how.unit}: {'done' if did else 'was done before'}.")
-    elif is_sweep(settings) or (asked.executor, asked.workers) != (DEFAULT_EXECUTOR, None):
+    elif is_sweep(settings) or asked.elsewhere:
         _many(asked, how)
     else:
         return config_file.build(settings)
@@ -114,6 +131,7 @@ def _write_script(asked: Asked, path: Path) -> None:
     planned = asked.planned()
     out = asked.root if is_sweep(asked.settings()) else planned[0].folder
     words = shlex.split(Asked(asked.path.absolute(), asked.changes, out.absolute()).command())
+    words += [word for name in tracking.asked() for word in ("--track", name)]
     stages = pieces(planned)
     write_text(path, slurm.script(stages, words))
     typer.echo(f"{path}: {sum(map(len, stages)):,} pieces of work. Submit them with: bash {shlex.quote(str(path))}")
@@ -122,8 +140,11 @@ def _write_script(asked: Asked, path: Path) -> None:
 def _known_circuit(asked: Asked, settings: dict[str, Any], how: How) -> None:
     from experiments import known_circuits
 
-    if how.slurm is not None or how.unit is not None or asked.executor != DEFAULT_EXECUTOR:
-        raise BadConfig("expected a config of runs for --slurm, --unit and --executor; this one is made in one piece.")
+    if how.slurm is not None or how.unit is not None or asked.elsewhere:
+        raise BadConfig(
+            "expected a config of runs for --slurm, --unit, --executor, --workers, --ray-address and --retries; this "
+            "one is made in one piece."
+        )
     loaded = known_circuits.KnownCircuit.from_dict({key: each for key, each in settings.items() if key != "schema"})
     if how.dry_run:
         typer.echo(known_circuits.outlook(loaded))

@@ -17,9 +17,11 @@ from experiments import config_file
 from experiments.config_file import KNOWN_CIRCUIT
 from experiments.errors import BadConfig, Interrupted
 from experiments.progress_display import Display, Silence, duration
+from experiments.run_directory import plan
 from experiments.store import listing
 from experiments.store.rows import Row, read
 from experiments.sweep import ROOT, Planned, expand, is_sweep
+from graphs.errors import WiretraceError
 
 if TYPE_CHECKING:
     from experiments.executors import Outcome
@@ -64,13 +66,28 @@ class Asked:
         Raises:
             WiretraceError: As `settings`, or a run cannot be.
         """
+        runs = self.in_store(self.root)
+        if self.out is None or is_sweep(self.settings()):
+            return runs
+        (run,) = runs
+        return [Planned(run.settings, run.name, self.out, run.variant)]
+
+    def in_store(self, store: Path) -> list[Planned]:
+        """The runs, each in a folder of a store that has its name, also where there is but one.
+
+        Raises:
+            WiretraceError: As `settings`, or a run cannot be.
+        """
         settings = self.settings()
         if settings.get("schema") == KNOWN_CIRCUIT:
             raise BadConfig(f"expected runs in {self.path}; it holds methods against a known circuit, which are one.")
-        if is_sweep(settings) or self.out is None:
-            return expand(settings, root=self.root)
-        (run,) = expand(settings)
-        return [Planned(run.settings, run.name, self.out, run.variant)]
+        return expand(settings, root=store)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether anything is said of where and how work is done, and not only what."""
+        said = (self.executor, self.workers, self.address, self.retries)
+        return said != (DEFAULT_EXECUTOR, None, None, None)
 
     @property
     def root(self) -> Path:
@@ -119,7 +136,8 @@ def carry_out(asked: Asked, *, overwrite: bool = False, show: Display | None = N
 
     Args:
         asked: The file and how to run it.
-        overwrite: Make finished ones, and others that are in their folders, again.
+        overwrite: Make finished ones, and others that are in their folders, again. Nothing is removed before everything
+            that can be checked is.
         show: Where progress goes.
 
     Raises:
@@ -129,15 +147,19 @@ def carry_out(asked: Asked, *, overwrite: bool = False, show: Display | None = N
     from experiments import executors, work
 
     show = show or Silence()
+    options = {} if asked.retries is None else {"retries": asked.retries}
     planned = asked.planned()
     show.say(f"{len(planned):,} run{'s' * (len(planned) != 1)}, in {asked.root}.")
     try:
-        stages = pieces(planned)
-        if overwrite:
-            for run in planned:
-                if run.folder.exists():
-                    work.renew(run.settings, run.folder)
-        options = {} if asked.retries is None else {"retries": asked.retries}
+        there = [run for run in planned if overwrite and run.folder.exists()]
+        if there:
+            settings = [run.settings for run in planned]
+            executors.check(asked.executor, settings, workers=asked.workers, address=asked.address, **options)
+        for run in there:
+            plan(run.folder, {}, overwrite=True, resume=False)
+        stages = work.together(_pieces_of(run, again=overwrite) for run in planned)
+        for run in there:
+            work.renew(run.settings, run.folder)
         with show.steps("runs", unit="piece") as progress:
             outcomes = executors.run(
                 asked.executor,
@@ -160,6 +182,19 @@ def pieces(planned: Sequence[Planned]) -> list[list[Unit]]:
     from experiments import work
 
     return work.together(work.units(run.settings, run.folder) for run in planned)
+
+
+def _pieces_of(run: Planned, *, again: bool) -> list[list[Unit]]:
+    """The pieces of a run that is to be made here; one, which sees to it, where it is finished or cannot be cut."""
+    from experiments import work
+
+    whole = work.Unit(run.settings, str(run.folder))
+    try:
+        if again or not work.is_finished(whole):
+            return work.units(run.settings, run.folder)
+    except WiretraceError:  # of this run alone: its piece says so, and the others go on
+        pass
+    return [[whole]]
 
 
 def one_piece(asked: Asked, number: int) -> bool:

@@ -6,6 +6,7 @@
     decisions.jsonl  every decision of a search, as it is made
     log.jsonl        what happened when (`run_log`); with --track, what trackers keep is in `tracking`
     circuit.json …   the results, which appear together when the run is finished
+    .wiretrace-lock  while somebody writes (`folder_lock`)
 
 A run belongs to its directory: a directory that holds anything else is never touched, one that holds another run only
 when that is asked for, and one that a living process writes to not at all. Whatever way a process ends, the directory
@@ -14,7 +15,6 @@ is either empty, or says in `status.json` what it holds.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from experiments import decision_log, tracking
-from experiments.errors import BadConfig, BadRun, FolderBusy, FolderTaken
+from experiments.errors import BadConfig, BadRun, FolderTaken
+from experiments.folder_lock import LOCK, locked
 from experiments.progress_display import Display
 from experiments.run_log import LOG, RunLog, Told, hearing
 from graphs.atomic import read_text, remove_leftovers, write_text
@@ -55,6 +56,7 @@ EXPORTS: Final = ("trace.svg", *(f"circuit{suffix}" for suffix in FORMATS))
 """What `wiretrace export` puts beside the results; out of date once the run is made anew."""
 
 _STAGING: Final = ".wiretrace-results.part"
+_FILES: Final = {"model_files": "model's", "task_file": "task's", "dictionary_files": "dictionaries'"}
 
 State = Literal["running", "finished", "failed", "interrupted"]
 Plan = Literal["new", "resume", "replace", "finished"]
@@ -128,6 +130,38 @@ def finished(folder: Path, command: str, *, remedy: str) -> Status:
     return there
 
 
+def is_begun(folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a folder holds this run, unfinished."""
+    there = status(folder)
+    return there is not None and there.state != "finished" and not differences(there.identity, identity)
+
+
+@contextmanager
+def results_of(folder: Path) -> Iterator[None]:
+    """Results of a finished run that are gone or torn are said to be so, and what to do.
+
+    Raises:
+        BadRun: They cannot be read.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        said = f"there is no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise BadRun(
+            f"expected the results of a finished run in {folder}; they cannot be read: {said}. Make the run again with "
+            "--overwrite."
+        ) from error
+
+
+def done_so_far(folder: Path) -> str | None:
+    """What an unfinished run keeps, counted; None if nothing."""
+    shards = sum(len(list((folder / name).glob("shard-*.safetensors"))) for name in (SAMPLES, SHARDS))
+    for count, noun in ((decision_log.count(folder / DECISIONS), "decision"), (shards, "shard")):
+        if count:
+            return f"{count:,} {noun}{'s' * (count != 1)}"
+    return None
+
+
 def plan(folder: Path, identity: Mapping[str, Any], *, overwrite: bool, resume: bool) -> Plan:
     """What a run of this identity may do with a folder; changes nothing.
 
@@ -166,10 +200,10 @@ def plan(folder: Path, identity: Mapping[str, Any], *, overwrite: bool, resume: 
         return "finished"
     if resume:
         return "resume"
-    made = decision_log.count(folder / DECISIONS)
+    go_on = "Give the command that began it again" if "command" in there.identity else "Go on with --resume"
     raise FolderTaken(
-        f"{folder} holds this run, {_words(there.state)} after {made:,} decisions. Go on with --resume, or start "
-        "again with --overwrite."
+        f"{folder} holds this run, {_words(there.state)} after {done_so_far(folder) or 'nothing that is kept'}. "
+        f"{go_on}, or start again with --overwrite."
     )
 
 
@@ -180,9 +214,9 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
         old, new = there.get(name), asked.get(name)
         if isinstance(old, dict) and isinstance(new, dict) and name in ("config", "options"):
             said += differences(old, new)
-        elif name in ("model_files", "task_file"):
+        elif name in _FILES:
             if old and new and old != new:
-                said.append(f"the {'model' if name == 'model_files' else 'task'}'s files have changed since")
+                said.append(f"the {_FILES[name]} files have changed since")
         elif old != new:
             said.append(f"{name} is {_value(old)} there, {_value(new)} here")
     return said
@@ -286,6 +320,9 @@ class RunDirectory:
             staging.mkdir()
             make(staging)
             names = sorted(path.name for path in staging.iterdir())
+            for name in names:  # on the disk before they get their names, as `graphs.atomic` does it
+                with (staging / name).open("r+b") as file:
+                    os.fsync(file.fileno())
             for name in names:
                 (staging / name).replace(self.path / name)
         except OSError as error:
@@ -311,13 +348,21 @@ class RunDirectory:
         except OSError as error:
             raise _refused(self.path, error) from error
 
-    def discard(self, *, made: Sequence[Path]) -> None:
-        """Remove the whole run, as far as the system lets us, and the folders that were made for it."""
+    def discard(self, *, made: Sequence[Path], event: State = "failed") -> None:
+        """Remove the whole run, as far as the system lets us, and the folders that were made for it.
+
+        Args:
+            made: these folders, the innermost first.
+            event: what trackers are told before they are closed.
+        """
+        self.tell(event)
+        self.tell("closed")
         self._log = self._trackers = None
         with suppress(WriteFailed):
             self.clear()
-        with suppress(OSError):
-            (self.path / STATUS).unlink(missing_ok=True)
+        for name in (STATUS, LOCK):
+            with suppress(OSError):
+                (self.path / name).unlink(missing_ok=True)
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
@@ -345,7 +390,7 @@ def claimed(folder: Path, identity: Mapping[str, Any], *, overwrite: bool, resum
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _refused(folder, error) from error
-    with _locked(folder):
+    with locked(folder):
         chosen = plan(folder, identity, overwrite=overwrite, resume=resume)
         if chosen == "finished":
             raise FolderTaken(f"{folder} holds this run already, finished. Do it again with --overwrite.")
@@ -360,6 +405,19 @@ def claimed(folder: Path, identity: Mapping[str, Any], *, overwrite: bool, resum
             raise
         finally:
             directory.tell("closed")
+
+
+def emptied(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Remove what a run has left in a folder, so that this one can be made there from the start; other files stay.
+
+    Raises:
+        FolderTaken: It holds files that are not of a run.
+        FolderBusy: A process is writing there.
+        WriteFailed: The system refuses.
+    """
+    with locked(folder):
+        plan(folder, identity, overwrite=True, resume=False)
+        _begin(folder, identity, "replace", made=())
 
 
 def now() -> str:
@@ -417,43 +475,14 @@ def shared(folder: Path, identity: Mapping[str, Any]) -> Iterator[bool]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _refused(folder, error) from error
-    with _locked(folder, alone=False):
+    if plan(folder, identity, overwrite=False, resume=True) == "finished":
+        yield False
+        return
+    with locked(folder, alone=False):
         chosen = plan(folder, identity, overwrite=False, resume=True)
         if chosen == "new":
             RunDirectory(folder, identity, started=now(), resumed=False).set("running")
         yield chosen != "finished"
-
-
-@contextmanager
-def _locked(folder: Path, *, alone: bool = True) -> Iterator[None]:
-    """The folder's lock, which the system gives back when the process ends, however it ends.
-
-    Args:
-        folder: The run directory.
-        alone: Whether nobody else may hold it; else nobody who wants it alone.
-    """
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system: two processes in one folder are then the user's care
-        yield
-        return
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise _refused(folder, error) from error
-    try:
-        try:
-            fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderBusy(
-                f"another process is writing to {folder}. Wait for it, stop it, or choose another --out."
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL):
-                raise
-        yield
-    finally:
-        os.close(handle)
 
 
 def _is_free(folder: Path) -> bool:
@@ -471,7 +500,8 @@ def _is_free(folder: Path) -> bool:
     except OSError as error:
         raise FolderTaken(f"cannot read {folder}: {error.strerror}. Choose another --out.") from error
     return all(
-        (name.startswith(".wiretrace-") and name.endswith(".part")) or _holds_shards(folder, name) for name in names
+        name == LOCK or (name.startswith(".wiretrace-") and name.endswith(".part")) or _holds_shards(folder, name)
+        for name in names
     )
 
 

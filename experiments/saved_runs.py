@@ -12,7 +12,7 @@ from experiments import decision_log, report
 from experiments.config import Config, command_line
 from experiments.errors import BadConfig, BadRun
 from experiments.nearest import require_known
-from experiments.run_directory import DECISIONS, RESULTS, Status, status
+from experiments.run_directory import DECISIONS, RESULTS, Status, done_so_far, status
 from graphs.atomic import read_text
 from graphs.circuit import Circuit
 from graphs.errors import BadFile
@@ -42,27 +42,37 @@ def saved(folder: Path) -> Saved:
     """A finished run.
 
     Raises:
-        BadRun: The folder is no run directory, or its run is not finished; the message says how to go on.
+        BadRun: The folder is no run directory of `wiretrace discover`, or its run is not finished; the message says
+            how to go on.
     """
     there = status(folder)
     if there is None:
         raise BadRun(f"expected the folder of a run, as `wiretrace discover` makes it; {folder} is not one.")
     if there.state != "finished":
         raise BadRun(unfinished(folder, there))
+    if "command" in there.identity:
+        raise BadRun(
+            f"expected the folder of a run, as `wiretrace discover` makes it; {folder} holds one of `wiretrace "
+            f"{there.identity['command']}`."
+        )
     files = tuple(name for name in RESULTS if (folder / name).is_file())
     return Saved(folder, there, _report(folder / "report.json"), files)
 
 
 def unfinished(folder: Path, there: Status) -> str:
     """How an unfinished run stands, and the command that goes on with it."""
-    made = decision_log.count(folder / DECISIONS)
+    kept = done_so_far(folder)
+    made = f", with {kept} made" if kept else ""
     ended = f" It ended with: {there.error}" if there.error else ""
     state = "running, or was killed" if there.state == "running" else there.state
+    said = f"the run in {folder} is {state}{made}.{ended}"
+    if "command" in there.identity:
+        return f"{said} Give the command that began it again."
     try:
         command = command_line(Config.from_dict(there.identity["config"]), out=folder, flags=("--resume",))
     except (KeyError, TypeError, ValueError):
         command = "the command that began it and --resume"
-    return f"the run in {folder} is {state}, with {made:,} decisions made.{ended} Go on with: {command}"
+    return f"{said} Go on with: {command}"
 
 
 def circuit_at(path: Path) -> Circuit:
@@ -77,7 +87,7 @@ def circuit_at(path: Path) -> Circuit:
         file = path / "circuit.json"
         if not file.is_file():
             saved(path)
-            raise BadRun(f"expected circuit.json in {path}; it is not there. Make the run again.")
+            raise BadRun(f"expected circuit.json in {path}; it is not there. Make the run again with --overwrite.")
         return Circuit.load(file)
     if path.suffix.lower() == ".pt":
         from circuits.mib import read_pt
@@ -164,5 +174,7 @@ def _report(path: Path) -> dict[str, Any]:
         Config.from_dict(record["config"])
         report.table(record, folder=path.parent, files=())
     except (BadFile, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BadRun(f"expected the report of a run; {path} cannot be read as one: {error}.") from error
+        raise BadRun(
+            f"expected the report of a run; {path} cannot be read as one: {error}. Make the run again with --overwrite."
+        ) from error
     return record

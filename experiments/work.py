@@ -26,6 +26,7 @@ from experiments.config import Config, PatchConfig
 from experiments.config_file import build
 from experiments.errors import BadConfig
 from experiments.progress_display import Display, Silence
+from experiments.store import rows
 
 if TYPE_CHECKING:
     from circuits.coar import Sampling
@@ -150,11 +151,14 @@ def perform(unit: Unit, *, show: Display | None = None) -> bool:
 
 
 def is_finished(unit: Unit) -> bool:
-    """Whether the run that a piece belongs to is there, complete."""
-    there = directories.status(Path(unit.folder))
+    """Whether the run that a piece belongs to is there, complete, with results that can be read."""
+    folder = Path(unit.folder)
+    there = directories.status(folder)
     if there is None or there.state != "finished":
         return False
-    return not directories.differences(there.identity, identity(build(unit.settings)))
+    if directories.differences(there.identity, identity(build(unit.settings))):
+        return False
+    return rows.read(folder.parent, folder.name)["state"] == "finished"
 
 
 def renew(settings: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
@@ -163,8 +167,7 @@ def renew(settings: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
     Raises:
         FolderTaken: It holds files that are not of a run, or somebody is writing there.
     """
-    with directories.claimed(Path(folder), identity(build(settings)), overwrite=True, resume=False) as directory:
-        directory.clear()
+    directories.emptied(Path(folder), identity(build(settings)))
 
 
 def identity(config: AnyConfig) -> dict[str, Any]:
@@ -227,6 +230,7 @@ class _Ablations:
         return True
 
 
+_counts: dict[str, int] = {}
 _kept: dict[str, _Exact | _Ablations] = {}
 _LOCK: Final = threading.Lock()
 
@@ -257,27 +261,46 @@ def _count_shards(config: AnyConfig, settings: Mapping[str, Any], threads: int) 
     if isinstance(config, PatchConfig):
         return 0
     if isinstance(config, Config):
-        return _ready(config, settings, threads).n_shards if config.method == "exact" else 0
-    if config.stop is not None:
+        if config.method != "exact":
+            return 0
+    elif config.stop is not None:
         return 0
-    return (
-        _ready(config, settings, threads).n_shards if config.samples is None else math.ceil(config.samples / ABLATIONS)
-    )
+    elif config.samples is not None:
+        return math.ceil(config.samples / ABLATIONS)
+    name = _counted(config)
+    if name not in _counts:
+        _counts[name] = _ready(config, settings, threads).n_shards
+    return _counts[name]
+
+
+def _counted(config: AnyConfig) -> str:
+    """What the number of a run's units follows from, so that a sweep over seeds loads its model once to count them."""
+    known = identity(config)
+    names = {"task", "model", "level", "positions", "components", "dictionaries"}
+    if isinstance(config, Config) and config.positions:
+        names |= {"prompts", "seed"}  # prompts of some tasks are as long as the longest that was drawn
+    chosen = {name: value for name, value in known["config"].items() if name in names}
+    return json.dumps(known | {"config": chosen}, sort_keys=True)
 
 
 def _ready(config: AnyConfig, settings: Mapping[str, Any], threads: int) -> _Exact | _Ablations:
     """A run with its model loaded; kept until another is asked for, since a worker gets many shards of one run."""
-    now = identity(config)
-    name = json.dumps([settings, now, threads], sort_keys=True)
+    name = _named(settings, identity(config), threads)
     with _LOCK:
         if name not in _kept:
             _kept.clear()
             with _threads(threads):
-                _kept[name] = _prepared(config, now)
+                ready = _prepared(config)
+            name = _named(settings, ready.identity, threads)  # loading puts a model of the hub into the cache
+            _kept[name] = ready
         return _kept[name]
 
 
-def _prepared(config: AnyConfig, now: dict[str, Any]) -> _Exact | _Ablations:
+def _named(settings: Mapping[str, Any], identity: Mapping[str, Any], threads: int) -> str:
+    return json.dumps([settings, identity, threads], sort_keys=True)
+
+
+def _prepared(config: AnyConfig) -> _Exact | _Ablations:
     from experiments import attribute, discover
     from experiments.config import require_shipped
 
@@ -286,11 +309,12 @@ def _prepared(config: AnyConfig, now: dict[str, Any]) -> _Exact | _Ablations:
         if isinstance(config, Config):
             model = discover.load_model(config)
             run = discover.units(discover.search_run(model, config), config)
+            now = identity(config)
             return _Exact(run, now, directories.key_of(now))
         assert not isinstance(config, PatchConfig)
         components, _seconds = attribute.prepare(config, show=Silence())
         attribute.check(config, components)
-        return _Ablations(components, now, attribute.sampling_of(config, components))
+        return _Ablations(components, identity(config), attribute.sampling_of(config, components))
 
 
 @contextmanager

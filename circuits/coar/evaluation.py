@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from circuits.coar.attribution import Attribution
 from circuits.coar.baselines import BASELINES
 from circuits.coar.estimate import attribution_of
 from circuits.coar.masks import MaskDesign
-from circuits.coar.sampling import Sampling, merge, sample
+from circuits.coar.sampling import Sampling, Shard, merge, sample
 from patching.component_run import ComponentRun
 from patching.errors import InvalidOption
 from patching.progress import Progress, silent
@@ -262,7 +263,9 @@ def learning_curve(
     rise: float = 0.005,
     held_out_samples: int = 200,
     held_out_seed: int = 1_000_003,
+    masks: str = "bernoulli",
     estimator: str = "auto",
+    folder: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> LearningCurve:
     """Add samples until the held-out correlation no longer rises.
@@ -280,13 +283,15 @@ def learning_curve(
         rise: of the correlation that is worth another step.
         held_out_samples: masks held out.
         held_out_seed: of these.
+        masks: the kind that are fitted, ``bernoulli`` or ``subset``; those held out are ``bernoulli``.
         estimator: see `circuits.coar.estimators.fit`.
+        folder: where the runs that are fitted are kept as they are finished, so that an interrupted curve goes on.
         progress: called with the samples run and the most that may be.
 
     Raises:
-        InvalidOption: options out of range.
+        InvalidOption: options out of range, or the folder holds samples of another run.
 
-    Cost: as `attribute` with the samples of the last size, and the held-out runs.
+    Cost: as `attribute` with the samples of the last size, rounded up to whole shards of 256, and the held-out runs.
 
     Example:
         >>> from patching import toy
@@ -302,15 +307,18 @@ def learning_curve(
             f"{factor=}, {rise=}, {seed=}, {held_out_seed=}."
         )
     design, true = held_out(run, keep=keep, samples=held_out_samples, seed=held_out_seed)
-    masks = design.rows()
-    sizes, agreements, outputs = [], [], None
+    held_out_masks = design.rows().double()
+    sizes: list[int] = []
+    agreements: list[Agreement] = []
+    shards: tuple[Shard, ...] = ()
     size, stopped = first, ""
     chosen: Attribution | None = None
     while not stopped:
-        grown = MaskDesign(run.n_units, size, keep, seed)
-        outputs = _grown(run, grown, outputs, most, progress)
-        chosen = attribution_of(run, grown, outputs, estimator=estimator)
-        predicted = chosen.predict(masks.double())
+        grown = MaskDesign(run.n_units, size, keep, seed, masks)
+        sampling = _whole_shards(run, grown, most)
+        shards += _more(run, sampling, len(shards), folder, progress, most)
+        chosen = attribution_of(run, grown, merge(shards, sampling)[:size], estimator=estimator)
+        predicted = chosen.predict(held_out_masks)
         of_mean = pearson(predicted.mean(1, keepdim=True), true.mean(1, keepdim=True))
         agreements.append(Agreement("coar", keep, pearson(predicted, true), float(of_mean)))
         sizes.append(size)
@@ -326,14 +334,24 @@ def learning_curve(
     return LearningCurve(tuple(agreements), tuple(sizes), replace(chosen, provenance=told), stopped)
 
 
-def _grown(
-    run: ComponentRun, design: MaskDesign, before: Tensor | None, most: int, progress: Progress
-) -> Float[Tensor, "sample example"]:
-    """Outputs of a longer design, of which the first rows are known."""
-    known = 0 if before is None else len(before)
-    masks = design.rows(known, design.samples).to(run.ones().dtype)
-    new = run(masks, progress=lambda done, _total: progress(known + done, most)).cpu()
-    return new if before is None else torch.cat((before, new))
+def _whole_shards(run: ComponentRun, design: MaskDesign, most: int) -> Sampling:
+    """What is run for a size: whole shards, so that none is run again for a larger size, or when a run goes on."""
+    cut = Sampling.of(run, design)
+    return replace(cut, design=design.with_samples(min(most, cut.n_shards * cut.shard_rows)))
+
+
+def _more(
+    run: ComponentRun,
+    sampling: Sampling,
+    known: int,
+    folder: str | os.PathLike[str] | None,
+    progress: Progress,
+    most: int,
+) -> tuple[Shard, ...]:
+    """The shards after those that are known."""
+    before = known * sampling.shard_rows
+    numbers = range(known, sampling.n_shards)
+    return sample(run, sampling, folder=folder, only=numbers, progress=lambda n, _total: progress(before + n, most))
 
 
 def _check(run: ComponentRun, attribution: Attribution, seed: int) -> None:

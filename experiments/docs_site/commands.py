@@ -80,15 +80,7 @@ def _type(one: Any) -> str:
     named = getattr(getattr(descriptor, "annotation", None), "__name__", None) or getattr(
         getattr(one, "type", None), "name", "text"
     )
-    words = {
-        "str": "text",
-        "int": "whole number",
-        "float": "number",
-        "integer": "whole number",
-        "Path": "path",
-        "list": "text",
-    }
-    return words.get(named, named) + (" (may be repeated)" if one.multiple else "")
+    return WORDS.get(named, named) + (" (may be repeated)" if one.multiple else "")
 
 
 def _default(one: Any) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from types import ModuleType
+from typing import Any, Final
 
 from experiments.errors import BadConfig, CallbackFailed
 from experiments.executors.schedule import Outcome, Schedule, Tell
@@ -23,9 +24,32 @@ EXECUTORS: Final[Mapping[str, str]] = {
     "workers": "experiments.executors.workers",
     "ray": "experiments.executors.on_ray",
 }
-"""Names and modules. Each has `run(schedule, *, workers, address)`."""
+"""Names and modules. Each has `check(settings, *, workers, address)` and `run(schedule, *, workers, address)`."""
 
 RETRIES: Final = 2
+
+
+def check(
+    name: str,
+    settings: Sequence[Mapping[str, Any]],
+    *,
+    workers: int | None = None,
+    retries: int = RETRIES,
+    address: str | None = None,
+) -> None:
+    """Refuse what `run` would refuse, before anything is begun.
+
+    Args:
+        name: Of `EXECUTORS`.
+        settings: Of every run.
+        workers: As for `run`.
+        retries: As for `run`.
+        address: As for `run`.
+
+    Raises:
+        BadConfig: An option makes no sense, Ray is not installed, or its address does not answer.
+    """
+    _executor(name, workers=workers, retries=retries, address=address).check(settings, workers=workers, address=address)
 
 
 def run(
@@ -60,19 +84,26 @@ def run(
         Interrupted: Ctrl-C or SIGTERM; all workers have ended, and what is done is kept.
         CallbackFailed: `say`, `progress` or `told` raised an error. It was not called again, and all work was done.
     """
-    require_known("an executor", name, EXECUTORS)
-    for what, value, least in (("workers", workers, 1), ("retries", retries, 0)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise BadConfig(f"expected {what} to be a whole number of {least} or more; got {value!r}.")
-    if address is not None and name != "ray":
-        raise BadConfig(f"expected the executor ray for an address ({address}); got {name}.")
+    executor = _executor(name, workers=workers, retries=retries, address=address)
     tell = Tell(say=say, progress=progress, told=told)
     schedule = Schedule(stages, retries=retries, tell=tell)
     if not schedule.over:
-        importlib.import_module(EXECUTORS[name]).run(schedule, workers=workers, address=address)
+        executor.check(schedule.settings, workers=workers, address=address)
+        executor.run(schedule, workers=workers, address=address)
     if tell.broken is not None:
         raise CallbackFailed(
             f"a function that hears of progress failed: {tell.broken}. All pieces were seen to nevertheless.",
             schedule.outcomes,
         )
     return schedule.outcomes
+
+
+def _executor(name: str, *, workers: int | None, retries: int, address: str | None) -> ModuleType:
+    """The module of an executor, if the options make sense for any."""
+    require_known("an executor", name, EXECUTORS)
+    for what, value, least in (("workers", workers, 1), ("retries", retries, 0)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise BadConfig(f"expected {what} to be a whole number of {least} or more; got {value!r}.")
+    if address is not None and name != "ray":
+        raise BadConfig(f"expected the executor ray for an address ({address}); got {name}.")
+    return importlib.import_module(EXECUTORS[name])

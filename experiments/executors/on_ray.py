@@ -15,13 +15,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from experiments import work
+from experiments import tracking, work
 from experiments.errors import BadConfig, FolderTaken, Interrupted
 from experiments.executors.process import stopped
 from experiments.executors.schedule import Answer, Piece, Schedule, attempt
@@ -33,19 +33,34 @@ TIME_LIMIT: Final = 30.0
 NO_NODE: Final = 60.0
 """Seconds without any node before the work is given up."""
 
+LOCAL: Final = "local"
+"""The address of a cluster that is made on this machine."""
+
 OBJECT_STORE: Final = 80 << 20
 """Bytes of a local cluster's object store, the least that Ray takes: answers are a few numbers."""
+
+
+def check(settings: Iterable[Mapping[str, Any]], *, workers: int | None, address: str | None) -> None:
+    """Refuse what cannot be done.
+
+    Raises:
+        BadConfig: Ray is not installed, nothing answers at the address, or a run names a GPU by its number.
+    """
+    one_gpu_each(settings)
+    if not _ray().is_initialized() and _address(address) != LOCAL:
+        check_address(_address(address))
 
 
 def run(schedule: Schedule, *, workers: int | None, address: str | None) -> None:
     """Do all pieces.
 
     Raises:
-        BadConfig: Ray is not installed, or nothing answers at the address.
+        BadConfig: There is no cluster at the address after all.
         Interrupted: Ctrl-C or SIGTERM; no task of ours runs any more.
     """
     from experiments.discover import stoppable
 
+    work.forget()  # the model that planning loaded would lie beside those of the workers
     ray = _ray()
     with _connected(ray, workers=workers, address=address):
         pending: dict[Any, Piece] = {}
@@ -63,8 +78,9 @@ def run(schedule: Schedule, *, workers: int | None, address: str | None) -> None
 def _go(ray: Any, schedule: Schedule, pending: dict[Any, Piece], *, workers: int | None) -> None:
     """Keep the cluster busy until nothing is left."""
     resources = ray.cluster_resources()
-    gpus = 1 if resources.get("GPU") and one_gpu_each(schedule) else 0
+    gpus = 1 if resources.get("GPU") and one_gpu_each(schedule.settings) else 0
     task = ray.remote(max_retries=0, num_cpus=1, num_gpus=gpus)(_perform)
+    trackers = ",".join(tracking.asked())
     seen = time.monotonic()
     while not schedule.over:
         room = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 0))
@@ -77,7 +93,7 @@ def _go(ray: Any, schedule: Schedule, pending: dict[Any, Piece], *, workers: int
             piece = schedule.next()
             if piece is None:
                 break
-            pending[task.remote(piece.unit.to_dict(), os.getcwd())] = piece
+            pending[task.remote(piece.unit.to_dict(), os.getcwd(), trackers)] = piece
         pause = schedule.pause()
         wait = 0.5 if pause is None else min(0.5, max(0.001, pause))
         if not pending:
@@ -95,8 +111,8 @@ def _heard(ray: Any, schedule: Schedule, piece: Piece, reference: Any) -> None:
         schedule.lost(piece, f"Ray said {type(error).__name__}: {str(error).strip().splitlines()[0]}")
 
 
-def _perform(document: dict[str, Any], folder: str) -> dict[str, Any]:
-    """What a worker of the cluster does: one piece, from the folder that paths are relative to."""
+def _perform(document: dict[str, Any], folder: str, trackers: str) -> dict[str, Any]:
+    """What a worker of the cluster does: one piece, from the folder that paths are relative to, with its trackers."""
 
     def within() -> bool:
         if not Path(folder).is_dir():
@@ -107,6 +123,8 @@ def _perform(document: dict[str, Any], folder: str) -> dict[str, Any]:
         with contextlib.chdir(folder):
             return work.perform(work.Unit.from_dict(document))
 
+    if trackers:
+        os.environ[tracking.VARIABLE] = trackers  # of this worker, which does nothing but pieces of ours
     return asdict(attempt(within))
 
 
@@ -139,16 +157,14 @@ def _connected(ray: Any, *, workers: int | None, address: str | None) -> Iterato
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address(address)
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    if address == "local":
+    if address == LOCAL:
         options |= {
             "num_cpus": workers or cores(),
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE,
         }
-    else:
-        check_address(address)
     with _handlers_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Ray about its own future
         try:
@@ -159,6 +175,10 @@ def _connected(ray: Any, *, workers: int | None, address: str | None) -> Iterato
             yield
         finally:
             ray.shutdown()
+
+
+def _address(given: str | None) -> str:
+    return given or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def check_address(address: str, *, limit: float = TIME_LIMIT) -> None:

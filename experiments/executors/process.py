@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from experiments import work
 from experiments.errors import BadConfig, Interrupted
 from experiments.executors.schedule import Schedule, attempt
 
 
+def check(settings: Iterable[Mapping[str, Any]], *, workers: int | None, address: str | None) -> None:
+    """Refuse what cannot be done.
+
+    Raises:
+        BadConfig: More than one worker is asked for.
+    """
+    if workers not in (None, 1):
+        raise BadConfig(f"expected one worker in this process; got {workers}. Choose the executor workers.")
+
+
 def run(schedule: Schedule, *, workers: int | None, address: str | None) -> None:
     """Do all pieces.
 
     Raises:
-        BadConfig: More than one worker is asked for.
         Interrupted: Ctrl-C or SIGTERM.
     """
     from experiments.discover import stoppable
 
-    if workers not in (None, 1):
-        raise BadConfig(f"expected one worker in this process; got {workers}. Choose the executor workers.")
     near = ""
     try:
         with stoppable():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import sys
 import time
 import traceback
 from collections import defaultdict, deque
@@ -64,9 +65,18 @@ def attempt(perform: Callable[[], bool]) -> Answer:
     try:
         did = perform()
     except Exception as error:
-        again = isinstance(error, OSError | MemoryError | WriteFailed | NoMemory | FolderBusy)
+        again = isinstance(error, OSError | WriteFailed | NoMemory | FolderBusy) or _out_of_memory(error)
         return Answer(False, time.perf_counter() - start, said(error), again)
     return Answer(did, time.perf_counter() - start)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, also where torch or the engine says so."""
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from patching.chunks import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def said(error: BaseException) -> str:
@@ -267,6 +277,7 @@ class Schedule:
         for run in self._runs.values():
             run.ready.clear()
             run.groups.clear()
+            run.failed = run.failed or why
         for piece in self.pieces:
             if piece.outcome is None:
                 self._close(piece, Outcome(piece.unit, "failed", 0.0, why, piece.attempts))

@@ -4,7 +4,8 @@
     bash job.sh                                            # submits it: one task per piece, then what gathers them
 
 SLURM does what an executor does elsewhere: it starts processes, one piece each, and holds back a stage until the one
-before has ended well. A piece is idempotent, so submitting the script again does what is missing.
+before has ended. What gathers a run computes the shards that are missing, so a run that fails holds up no other. A
+piece is idempotent, so submitting the script again does what is missing.
 """
 
 from __future__ import annotations
@@ -95,14 +96,14 @@ fi
 
 before=""
 
-# stage FIRST COUNT: submit pieces FIRST and following, to begin when all stages before have ended well.
+# stage FIRST COUNT: submit pieces FIRST and following, to begin when all stages before have ended, well or not.
 stage() {{
   local first=$1 left=$2 jobs="" size
   while ((left > 0)); do
     size=$((left < {most} ? left : {most}))
     local options=(--parsable "--array=0-$((size - 1))" "--chdir=$PWD")
     if [[ -n "$before" ]]; then
-      options+=("--dependency=afterok:$before" --kill-on-invalid-dep=yes)
+      options+=("--dependency=afterany:$before")
     fi
     jobs+=":$(sbatch "${{options[@]}}" "${{BASH_SOURCE[0]}}" "$first" | cut -d ';' -f 1)"
     first=$((first + size))

@@ -17,10 +17,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
+from experiments import work
 from experiments.errors import BadConfig, Interrupted
 from experiments.executors.process import stopped
 from experiments.executors.schedule import Answer, Piece, Schedule
@@ -70,6 +72,15 @@ class Worker:
         return f"a worker was {how}{last}" if code < 0 else f"a worker {how}{last}"
 
 
+def check(settings: Iterable[Mapping[str, Any]], *, workers: int | None, address: str | None) -> None:
+    """Refuse what cannot be done.
+
+    Raises:
+        BadConfig: A run names a GPU by its number.
+    """
+    one_gpu_each(settings)
+
+
 def run(schedule: Schedule, *, workers: int | None, address: str | None) -> None:
     """Do all pieces.
 
@@ -78,6 +89,7 @@ def run(schedule: Schedule, *, workers: int | None, address: str | None) -> None
     """
     from experiments.discover import stoppable
 
+    work.forget()  # the model that planning loaded would lie beside those of the workers
     pool = Pool(schedule, places(schedule, workers))
     try:
         with stoppable():
@@ -95,18 +107,18 @@ def places(schedule: Schedule, workers: int | None) -> list[dict[str, str]]:
     Raises:
         BadConfig: A run names a GPU by its number.
     """
-    gpus = _gpus() if one_gpu_each(schedule) else []
+    gpus = _gpus() if one_gpu_each(schedule.settings) else []
     count = min(workers or len(gpus) or cores(), max(1, len(schedule.pieces)))
     return [{"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {} for number in range(count)]
 
 
-def one_gpu_each(schedule: Schedule) -> bool:
+def one_gpu_each(settings: Iterable[Mapping[str, Any]]) -> bool:
     """Whether pieces may want a GPU, and each worker gets one of its own.
 
     Raises:
         BadConfig: A run names a GPU by its number, which means nothing to a worker that sees but one.
     """
-    devices = {str(settings.get("device") or "cuda") for settings in schedule.settings}
+    devices = {str(each.get("device") or "cuda") for each in settings}
     named = sorted(devices - {"cpu", "mps", "cuda", "cuda:0"})
     if named:
         raise BadConfig(f"expected device = cuda, since every worker gets a GPU of its own; got {named[0]}.")

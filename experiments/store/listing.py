@@ -177,16 +177,6 @@ def _column(name: str, values: Sequence[Scalar]) -> list[str]:
     return [_padded(name, size, right), "─" * size, *(padded[key] for key in keys)]
 
 
-def as_markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """A table in Markdown."""
-    right = [all(row.get(name) is None or isinstance(row.get(name), int | float) for row in rows) for name in names]
-    lines = [f"| {' | '.join(names)} |", f"|{'|'.join('---:' if end else '---' for end in right)}|"]
-    for row in rows:
-        cells = (cell(name, row.get(name)).replace("|", "\\|") for name in names)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
 def as_json(rows: Sequence[Row], names: Sequence[str]) -> str:
     """A JSON array with an object for each run; what a run does not have is null."""
     return json.dumps([{name: row.get(name) for name in names} for row in rows], indent=2, allow_nan=False) + "\n"

@@ -83,11 +83,17 @@ def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Runs of one question by method, and by whatever else differs but sizes and seeds."""
     names = dict.fromkeys(name for row in rows for name in row)
     other = [name for name in names if name not in (*HEAD, *QUESTION, *SIZES, *RESULTS, *TAIL, "seed")]
+    mates: dict[Scalar, list[Row]] = {}
+    for row in rows:
+        mates.setdefault(row["method"], []).append(row)
+    telling = {
+        method: [name for name in other if len({each.get(name) for each in found}) > 1]
+        for method, found in mates.items()
+    }
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        mates = [each for each in rows if each["method"] == row["method"]]
-        telling = [name for name in other if len({each.get(name) for each in mates}) > 1]
-        said = [str(row["method"]), *(_said(name, row.get(name)) for name in telling if row.get(name) is not None)]
+        told = (name for name in telling[row["method"]] if row.get(name) is not None)
+        said = [str(row["method"]), *(_said(name, row.get(name)) for name in told)]
         groups.setdefault(", ".join(said), []).append(row)
     return groups
 

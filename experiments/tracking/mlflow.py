@@ -30,9 +30,7 @@ def tracker(folder: Path, *, name: str, settings: Mapping[str, Any]) -> Tracker:
     from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]  # an extra
 
     client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}")
-    known = client.get_experiment_by_name(EXPERIMENT)
-    experiment = client.create_experiment(EXPERIMENT) if known is None else known.experiment_id
-    run = client.create_run(experiment, run_name=name).info.run_id
+    run = client.create_run(_experiment(client), run_name=name).info.run_id
     for key, value in settings.items():
         client.log_param(run, key, str(value)[:LONGEST])
     state = "FINISHED"
@@ -47,3 +45,16 @@ def tracker(folder: Path, *, name: str, settings: Mapping[str, Any]) -> Tracker:
             client.set_terminated(run, state)
 
     return track
+
+
+def _experiment(client: Any) -> str:
+    """The number of our experiment, which is made if it is not there."""
+    known = client.get_experiment_by_name(EXPERIMENT)
+    if known is None:
+        try:
+            return client.create_experiment(EXPERIMENT)
+        except Exception:
+            known = client.get_experiment_by_name(EXPERIMENT)
+            if known is None:
+                raise  # or else a worker that started together with this one has made it meanwhile
+    return known.experiment_id

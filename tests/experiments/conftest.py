@@ -72,3 +72,21 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
     config = Config("ioi", str(tiny_model), options={"tau": 0.002}, prompts=8, held_out=8)
     discover(config, out=folder)
     return folder
+
+
+@pytest.fixture
+def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of the hub, the first time: their files are on this machine only once they have been loaded."""
+    from experiments import model_files
+    from patching.lens import LensModel
+
+    folder, load = model_files._folder, LensModel.load
+    loaded: set[str] = set()
+
+    def first(name: str, **options: object) -> LensModel:
+        model = load(name, **options)  # type: ignore[arg-type]
+        loaded.add(name)
+        return model
+
+    monkeypatch.setattr(model_files, "_folder", lambda name: folder(name) if name in loaded else None)
+    monkeypatch.setattr(LensModel, "load", first)

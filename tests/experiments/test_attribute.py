@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ import torch
 from typer.testing import CliRunner
 
 from circuits.coar import Attribution
-from experiments.attribute import AttributeConfig, attribute, compute_shards, saved
+from circuits.features.dictionary import create
+from experiments.attribute import AttributeConfig, attribute, compute_shards, identify, saved
 from experiments.cli import app
 from experiments.config import load
-from experiments.errors import BadConfig, BadRun, FolderTaken
+from experiments.errors import BadConfig, BadRun, FolderTaken, Interrupted
+from experiments.model_files import dictionary_digests
 
 SMALL = AttributeConfig(task="ioi", model="zoo:ioi", samples=600, prompts=4, held_out=30)
 RUNNER = CliRunner()
@@ -172,6 +175,12 @@ def test_another_run_is_not_overwritten(made: Path) -> None:
         (["--shards", "3:1"], "FIRST:LAST"),
         (["--shards", "0:99", "--samples", "300"], "shards from 0 to 1"),
         (["--samples", "5", "--estimator", "normal_equations"], "ridge"),
+        (["--device", "gpu"], "expected a device such as cpu"),
+        (["--device", "cuda:x"], "expected a device such as cpu"),
+        (["--model", ""], "expected the name of a model"),
+        (["--samples", "1000000000000"], "expected samples to be from 1 to 1,000,000"),
+        (["--prompts", "0"], "expected prompts to be from 1 to 1,000,000"),
+        (["--held-out", "1"], "expected held-out to be from 2 to 1,000,000"),
         (["--dictionaries", "nowhere", "--components", "features"], "nowhere"),
     ],
 )
@@ -191,3 +200,76 @@ def test_settings_out_of_a_file_are_checked() -> None:
         AttributeConfig.from_dict({"task": "ioi"})
     with pytest.raises(BadConfig, match="setting samples to be int"):
         AttributeConfig.from_dict({"task": "ioi", "model": "zoo:ioi", "samples": "many"})
+
+
+def test_a_name_beyond_ascii_comes_back(tmp_path: Path) -> None:
+    config = AttributeConfig(task="ioi", model="modèles/🜁", dictionaries="büro/m0", stop=1e-05)
+    (tmp_path / "config.toml").write_text(config.to_toml(comments=("made",)), encoding="utf-8")
+    assert load(tmp_path / "config.toml") == config
+
+
+def test_a_dictionary_that_was_trained_again_makes_another_run(tmp_path: Path) -> None:
+    assert "dictionary_files" not in identify(SMALL)
+    name = str(tmp_path / "büro[1]")
+    create("relu", d_in=4, n_features=8, seed=0).save(name)
+    config = AttributeConfig("ioi", "zoo:ioi", components="features", dictionaries=f"{name}, zoo:ioi/mlp_out1")
+    before = identify(config)["dictionary_files"]
+    assert list(before) == [name, "zoo:ioi/mlp_out1"]
+    assert all({"cfg.json", "sae_weights.safetensors"} <= set(files) for files in before.values())
+    create("relu", d_in=4, n_features=8, seed=1).save(name)
+    after = identify(config)["dictionary_files"]
+    assert after[name] != before[name]
+    assert after["zoo:ioi/mlp_out1"] == before["zoo:ioi/mlp_out1"]
+
+
+def test_all_that_decides_what_a_dictionary_computes_has_a_digest(tmp_path: Path) -> None:
+    for name in ("ae.pt", "config.json", "layer_0.safetensors", "notes.txt"):
+        (tmp_path / name).write_text(name)
+    assert set(dictionary_digests(str(tmp_path))) == {"ae.pt", "config.json", "layer_0.safetensors"}
+    assert set(dictionary_digests(str(tmp_path / "layer_0.safetensors"))) == {"config.json", "layer_0.safetensors"}
+    assert dictionary_digests(str(tmp_path / "nowhere")) == {}
+
+
+def test_the_stopping_rule_keeps_the_masks_and_what_it_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = AttributeConfig(
+        "ioi", "zoo:ioi", components="a2.h5,a0.h2,m0,m1", stop=0.05, masks="subset", keep=0.5, prompts=2, held_out=20
+    )
+
+    def stop(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr("circuits.coar.evaluation.attribution_of", stop)
+        with pytest.raises(Interrupted, match="keeps what is done"):
+            attribute(config, out=tmp_path / "x")
+    (kept,) = (tmp_path / "x" / "samples").glob("shard-*.safetensors")
+    stamp = kept.stat().st_mtime_ns
+    found = attribute(config, out=tmp_path / "x").attribution
+    assert kept.stat().st_mtime_ns == stamp
+    assert found.provenance["options"]["masks"] == "subset"
+    assert found.weights.sum(1).abs().max() < 1e-6  # as weights of subsets have it
+
+
+def test_a_first_run_of_a_hub_model_goes_on(uncached: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = AttributeConfig("ioi", "zoo:ioi", components="a2.h5,m0", samples=20, prompts=2, held_out=5)
+
+    def killed(*_args: object) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as context:
+        context.setattr("experiments.attribute.baselines", killed)
+        with pytest.raises(SystemExit):
+            attribute(config, out=tmp_path / "x")
+    assert json.loads((tmp_path / "x" / "env.json").read_text())["model_files"]
+    assert attribute(config, out=tmp_path / "x").folder == tmp_path / "x"
+
+
+def test_results_that_are_gone_are_said_to_be_so(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(made, out)
+    (out / "report.json").unlink()
+    for words in (["show", str(out)], ["run", str(made / "config.toml"), "--out", str(out), "-q"]):
+        result = RUNNER.invoke(app, words)
+        assert result.exit_code == 1, result.output
+        assert "there is no file" in result.output
+        assert "Make the run again with --overwrite." in result.output

@@ -156,13 +156,15 @@ def test_a_place_where_no_folder_can_be_made(discover, tmp_path, monkeypatch):
 def test_two_processes_do_not_share_a_folder(discover, tmp_path):
     import fcntl
 
+    from experiments.folder_lock import LOCK
+
     out = tmp_path / "run"
     out.mkdir()
-    handle = os.open(out, os.O_RDONLY)
+    handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         assert "another process is writing" in refused(discover(out))
-        assert list(out.iterdir()) == []
+        assert [path.name for path in out.iterdir()] == [LOCK]
     finally:
         os.close(handle)
     assert discover(out).exit_code == 0

@@ -290,6 +290,18 @@ def test_a_killed_run_is_begun_anew(patch, tmp_path):
     assert {path.name for path in out.iterdir()} == FILES
 
 
+def test_a_first_run_of_a_hub_model_that_was_killed_is_begun_anew(patch, uncached, tmp_path, monkeypatch):
+    def killed(*_args: object) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as context:
+        context.setattr("experiments.patch._effects", killed)
+        assert patch(tmp_path / "run").exit_code == 9
+    assert json.loads((tmp_path / "run" / "env.json").read_text())["model_files"]
+    result = patch(tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+
+
 @pytest.mark.parametrize("exists", [False, True])
 def test_ctrl_c_leaves_nothing(patch, tmp_path, monkeypatch, exists):
     def stop(*_args: object) -> None:
@@ -364,6 +376,9 @@ def test_unreadable_effects_are_said_in_a_sentence(patch, wiretrace, tmp_path):
     assert patch(tmp_path / "run").exit_code == 0
     (tmp_path / "run" / "effects.json").write_text("{}")
     assert "expected a file of schema wiretrace-effects/1" in refused(wiretrace("show", tmp_path / "run"))
+    (tmp_path / "run" / "effects.json").unlink()
+    assert "Make the run again with --overwrite." in refused(patch(tmp_path / "run"))
+    assert patch(tmp_path / "run", "--overwrite").exit_code == 0
 
 
 # ------------------------------------------------------------------------------------------------------------ names

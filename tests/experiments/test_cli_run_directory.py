@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import decision_log
+from experiments.config import Config
 from experiments.decision_log import Log, Row, Writer
-from experiments.errors import FolderTaken
-from experiments.run_directory import claimed, differences, plan, status
+from experiments.errors import BadRun, FolderBusy, FolderTaken
+from experiments.folder_lock import LOCK
+from experiments.run_directory import claimed, differences, emptied, plan, results_of, shared, status
+from experiments.saved_runs import circuit_at, saved
 
 RUN = {"wiretrace": "1", "config": {"tau": 0.1}, "model_files": {"a": "0"}}
 ROWS = [Row(f"m{layer}->logits", layer % 2 == 0, None if layer % 5 == 0 else layer / 7) for layer in range(12)]
@@ -109,7 +114,11 @@ def test_plans(tmp_path):
         pass
     assert now(resume=True) == "resume"
     assert now(overwrite=True) == "replace"
-    with pytest.raises(FolderTaken, match="--resume"):
+    with pytest.raises(FolderTaken, match=r"killed after nothing that is kept\. Go on with --resume"):
+        now()
+    (out / "shards").mkdir()
+    (out / "shards" / "shard-000000.safetensors").touch()
+    with pytest.raises(FolderTaken, match=r"killed after 1 shard\. Go on with --resume"):
         now()
     directory.set("finished")
     assert now() == now(resume=True) == "finished"
@@ -128,6 +137,131 @@ def test_a_claim_is_for_one_at_a_time(tmp_path):
         assert directory.resumed
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_the_lock_is_on_a_file_which_goes_with_it(tmp_path):
+    """Other machines see locks of files, not of folders: this one holds no lock of the folder."""
+    import fcntl
+
+    out = tmp_path / "run"
+    out.mkdir()
+    handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT)
+    assert plan(out, RUN, overwrite=False, resume=False) == "new"
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    for resume in (False, True):
+        with pytest.raises(FolderBusy), claimed(out, RUN, overwrite=False, resume=resume):
+            pytest.fail("claimed twice")
+    with pytest.raises(FolderBusy), shared(out, RUN):
+        pytest.fail("shared what another has alone")
+    os.close(handle)
+    with claimed(out, RUN, overwrite=False, resume=False):
+        assert (out / LOCK).exists()
+    assert not (out / LOCK).exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_a_lock_is_taken_again_if_its_file_was_removed_meanwhile(tmp_path, monkeypatch):
+    import fcntl
+
+    flock, times = fcntl.flock, []
+
+    def removed_before(handle, how):
+        times.append(how)
+        if len(times) == 1:
+            (tmp_path / "run" / LOCK).unlink()
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    with claimed(tmp_path / "run", RUN, overwrite=False, resume=False):
+        assert len(times) >= 2
+        with pytest.raises(FolderBusy), claimed(tmp_path / "run", RUN, overwrite=True, resume=False):
+            pytest.fail("claimed twice")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_where_there_can_be_no_such_file_the_folder_is_locked(tmp_path):
+    out = tmp_path / "run"
+    with claimed(out, RUN, overwrite=False, resume=False):
+        pass
+    (out / LOCK).mkdir()
+    with (
+        claimed(out, RUN, overwrite=False, resume=True),
+        pytest.raises(FolderBusy),
+        claimed(out, RUN, overwrite=True, resume=False),
+    ):
+        pytest.fail("claimed twice")
+
+
+def test_nothing_is_put_into_a_folder_of_something_else(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    for claim in (shared(tmp_path, RUN), claimed(tmp_path, RUN, overwrite=True, resume=False)):
+        with pytest.raises(FolderTaken, match="left alone"), claim:
+            pytest.fail("claimed")
+    with pytest.raises(FolderTaken, match="left alone"):
+        emptied(tmp_path, RUN)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_emptying_leaves_what_is_of_others(tmp_path):
+    out = tmp_path / "run"
+    with claimed(out, RUN, overwrite=False, resume=False) as directory:
+        directory.publish(lambda folder: (folder / "circuit.json").write_text("{}") and None)
+        directory.set("finished")
+        with pytest.raises(FolderBusy):
+            emptied(out, RUN)
+    (out / "notes.txt").write_text("mine")
+    other = RUN | {"config": {"tau": 0.2}}
+    emptied(out, other)
+    assert sorted(path.name for path in out.iterdir()) == ["notes.txt", "status.json"]
+    assert plan(out, other, overwrite=False, resume=True) == "resume"
+
+
+def test_results_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    synced, fsync = set(), os.fsync
+
+    def sync(handle):
+        synced.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with claimed(tmp_path / "run", RUN, overwrite=False, resume=False) as directory:
+        directory.publish(lambda folder: [(folder / name).write_text("{}") for name in ("circuit.json", "report.md")])
+    assert {(tmp_path / "run" / name).stat().st_ino for name in ("circuit.json", "report.md")} <= synced
+
+
+def a_run(folder, identity, state):
+    with claimed(folder, identity, overwrite=False, resume=False) as directory:
+        directory.set(state)
+    return folder
+
+
+def test_an_unfinished_run_is_gone_on_with_by_a_command_that_there_is(tmp_path):
+    search = {"wiretrace": "1", "config": Config("ioi", "zoo:ioi").to_dict()}
+    with pytest.raises(BadRun, match=r"is interrupted\. Go on with: wiretrace discover ioi .*--resume"):
+        circuit_at(a_run(tmp_path / "search", search, "interrupted"))
+    patch = RUN | {"command": "patch"}
+    with pytest.raises(BadRun, match=r"is interrupted\. Give the command that began it again") as error:
+        circuit_at(a_run(tmp_path / "patch", patch, "interrupted"))
+    assert "--resume" not in str(error.value)
+    with pytest.raises(FolderTaken, match="Give the command that began it again") as error:
+        plan(tmp_path / "patch", patch, overwrite=False, resume=False)
+    assert "--resume" not in str(error.value)
+    with pytest.raises(BadRun, match="holds one of `wiretrace patch`"):
+        circuit_at(a_run(tmp_path / "patched", patch, "finished"))
+
+
+def test_results_that_are_gone_are_made_again_with_overwrite(tmp_path):
+    search = {"wiretrace": "1", "config": Config("ioi", "zoo:ioi").to_dict()}
+    with pytest.raises(BadRun, match=r"report\.json cannot be read .* Make the run again with --overwrite"):
+        saved(a_run(tmp_path / "search", search, "finished"))
+    for error in (FileNotFoundError(2, "No such file"), KeyError("worth"), ValueError("torn.")):
+        with pytest.raises(BadRun, match=r"[^.]\. Make the run again with --overwrite\."), results_of(tmp_path):
+            raise error
+
+
 def test_results_appear_together_or_not_at_all(tmp_path):
     def half(folder):
         (folder / "circuit.json").write_text("{}")
@@ -136,7 +270,7 @@ def test_results_appear_together_or_not_at_all(tmp_path):
     with claimed(tmp_path / "run", RUN, overwrite=False, resume=False) as directory:
         with pytest.raises(ValueError, match="No space left"):
             directory.publish(half)
-        assert sorted(path.name for path in directory.path.iterdir()) == ["log.jsonl", "status.json"]
+        assert names(directory.path) == ["log.jsonl", "status.json"]
         directory.publish(lambda folder: (folder / "circuit.json").write_text("{}") and None)
         assert (directory.path / "circuit.json").read_text() == "{}"
 
@@ -147,7 +281,7 @@ def test_results_of_a_replaced_run_are_gone_before_the_new_one_begins(tmp_path):
         directory.set("finished")
     other = RUN | {"config": {"tau": 0.2}}
     with claimed(tmp_path / "run", other, overwrite=True, resume=False) as directory:
-        assert sorted(path.name for path in directory.path.iterdir()) == ["log.jsonl", "status.json"]
+        assert names(directory.path) == ["log.jsonl", "status.json"]
         there = status(directory.path)
         assert there is not None
         assert (there.state, there.identity) == ("running", other)
@@ -173,3 +307,5 @@ def test_differences_are_said_in_words():
     assert differences(RUN, RUN | {"config": {"tau": 0.1, "n": 3}}) == ["n is not set there, 3 here"]
     assert differences(RUN, RUN | {"model_files": {"a": "1"}}) == ["the model's files have changed since"]
     assert differences(RUN, RUN | {"model_files": {}}) == []
+    some, others = ({"dictionary_files": {"m0": {"w": digest}}} for digest in "01")
+    assert differences(some, others) == ["the dictionaries' files have changed since"]

@@ -147,6 +147,31 @@ def test_sigterm_is_as_ctrl_c(discover, at_decision, tmp_path):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+def test_a_first_run_of_a_hub_model_goes_on_after_its_decisions(
+    discover, at_decision, uncached, finished_run, tmp_path
+):
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    at_decision(20, stop)
+    assert discover(tmp_path / "run").exit_code == 130
+    assert json.loads((tmp_path / "run" / "env.json").read_text())["model_files"]
+    result = discover(tmp_path / "run", "--resume")
+    assert result.exit_code == 0, result.stderr
+    assert "Going on after 20 decisions." in result.stderr
+    assert_same_circuit(tmp_path / "run", finished_run)
+
+
+def test_an_interrupted_exact_sweep_says_that_it_keeps_its_shards(discover, monkeypatch, tmp_path):
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.discover.selected", stop)
+    result = discover(tmp_path / "run", "--method", "exact", "--n", 5)
+    assert result.exit_code == 130
+    assert "The 1 shard made so far is kept in" in result.stderr
+
+
 @pytest.mark.parametrize("cut", [33, 110])
 def test_a_run_goes_on_from_anywhere(discover, at_decision, finished_run, tmp_path, cut):
     def stop() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
 from experiments import known_circuits
-from experiments.errors import BadConfig
+from experiments.errors import BadConfig, NoMemory
 from experiments.known_circuits import SCHEMA, KnownCircuit, Row, compare, load, main, table, write
 from graphs.errors import WiretraceError
 from patching import compiled
@@ -100,11 +101,21 @@ def test_the_best_of_each_level_is_bold() -> None:
         ("wiretrace-known-circuit/1", "wiretrace-config/1", "expected schema"),
         ('task = "rev', 'tsk = "rev', r"Did you mean task\?"),
         ('task = "reverse"', "task = 3", "expected 'task' in the config, text"),
-        ("prompts = 8", "prompts = 0", "prompts to be a whole number"),
+        ("prompts = 8", "prompts = 0", "expected prompts to be from 1"),
         ("[methods.atp]", "[methods.apt]", r"Did you mean atp\?"),
         ("tau = [0.01, 1.0]", "tua = 1.0", "options of acdc out of tau"),
         ("tau = [0.01, 1.0]", 'tau = [0.1]\norder = ["eap"]', "at most one list"),
         ("tau = [0.01, 1.0]", "tau = []", "one value for tau"),
+        ("tau = [0.01, 1.0]", 'tau = [0.01, "x"]', "expected tau to be of type float; got 'x'"),
+        ("tau = [0.01, 1.0]", "tau = -1.0", "expected tau to be 0 or more"),
+        ("[methods.atp]", "[methods]\natp = 3", r"expected \[methods.atp\] to be a table of options; got 3"),
+        ("prompts = 8", 'prompts = "8"', "the setting prompts to be a whole number; got '8'"),
+        ("prompts = 8", "seed = true", "the setting seed to be a whole number; got True"),
+        ("prompts = 8", "seed = -1", "expected seed to be from 0"),
+        ("prompts = 8", "metric = 3", "the setting metric to be text; got 3"),
+        ("prompts = 8", 'ablation = ["zero"]', "the setting ablation to be text"),
+        ("prompts = 8", 'ablation = "mine.safetensors"', "an ablation"),
+        ("prompts = 8", "reference = 3", "the setting reference to be text; got 3"),
         ("prompts = 8", "prompts = ", "expected a TOML file"),
         ("prompts = 8", 'reference = "nowhere.json"', "nowhere.json"),
         ('model = "zoo:reverse"', 'model = "zoo:ioi"', "expected a reference|token"),
@@ -114,6 +125,21 @@ def test_configs_that_are_none(tmp_path: Path, before: str, after: str, message:
     assert before in TEXT
     with pytest.raises((BadConfig, WiretraceError), match=message):
         compare(load(written(tmp_path, TEXT.replace(before, after))))
+
+
+def test_too_little_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(config: KnownCircuit) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(known_circuits, "prepare", prepare)
+    with pytest.raises(NoMemory, match="needs more memory than there is"):
+        compare(KnownCircuit(task="reverse", model="zoo:reverse", methods={"atp": {}}))
+
+
+def test_sigterm_ends_it_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_circuits, "prepare", lambda config: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        compare(KnownCircuit(task="reverse", model="zoo:reverse", methods={"atp": {}}))
 
 
 def test_errors_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,6 +170,9 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert first.exit_code == 0, first.output
     assert "| known |" in first.stdout
     assert (out / "results.json").is_file()
+    for words in (["--workers", "2"], ["--retries", "1"], ["--ray-address", "here:1"], ["--executor", "workers"]):
+        refused = CliRunner().invoke(app, ["run", str(path), "--out", str(tmp_path / "other"), *words])
+        assert (refused.exit_code, "made in one piece" in refused.stderr) == (1, True)
     again = CliRunner().invoke(app, ["run", str(path), "--out", str(out)])
     assert again.exit_code == 1
     assert "is not empty" in again.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from experiments import run_log
 from experiments.errors import BadRun
-from experiments.progress_display import Lines, Silence, bar
+from experiments.progress_display import Bars, Lines, Silence, bar
 from experiments.run_directory import claimed
 from experiments.run_log import LOG, Entry, RunLog, Told, read
 from patching.chunks import LessMemory
@@ -259,3 +260,15 @@ def test_a_bar_for_a_script_writes_lines_into_a_file(
         "ACDC: 2 of 4 edges (50%)",
         "ACDC: 1 of 4 edges (25%)",
     ]
+
+
+def test_a_line_is_said_above_the_bar_and_not_into_it() -> None:
+    stream = io.StringIO()
+    show = Bars(stream)
+    with show.steps("runs", unit="piece") as progress:
+        progress(1, 4)
+        show.say("[1 of 4] finished.")
+        progress(4, 4)
+    lines = [line.rpartition("\r")[2].rstrip() for line in stream.getvalue().split("\n")]
+    assert lines[0] == "[1 of 4] finished."
+    assert lines[1].startswith("runs: 100%")

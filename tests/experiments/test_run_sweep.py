@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from experiments import dry_run, estimate
 from experiments.config import Config, PatchConfig
-from experiments.config_file import KNOWN_CIRCUIT, build, read
+from experiments.config_file import KNOWN_CIRCUIT, build, override, read
 from experiments.estimate import Cost, Shape, cost
 from experiments.model_files import known_zoo
 from experiments.store import Store
@@ -112,6 +113,99 @@ def test_a_failed_run_does_not_stop_the_others(sweep, tmp_path, wiretrace):
     assert "was never begun" in page.read_text()
 
 
+def test_overwriting_removes_nothing_before_everything_is_checked(sweep, tmp_path, wiretrace):
+    store = tmp_path / "store"
+    words = ("run", sweep, "--out", store, "--set", "method=atp", "--set", "seed=0")
+    assert wiretrace(*words).exit_code == 0
+    first, second = [run.folder for run in expand(override(read(sweep), ["method=atp", "seed=0"]), root=store)]
+    results = (first / "report.json").read_bytes()
+
+    def refused(sentence, *more):
+        made = wiretrace(*words, "--overwrite", *more)
+        assert (made.exit_code, sentence in made.stderr) == (1, True), made.stderr
+        assert (first / "report.json").read_bytes() == results
+
+    refused("Did you mean workers", "--executor", "worker")
+    refused("expected one worker in this process", "--workers", 2)
+    refused("expected retries to be", "--retries", -1)
+    refused("the executor ray for an address", "--ray-address", "here:1")
+    refused("a GPU of its own", "--executor", "workers", "--set", "device=cuda:1")
+    shutil.rmtree(second)
+    second.mkdir()
+    (second / "thesis.tex").write_text("mine")
+    refused("files that are not of a run")
+    (second / "thesis.tex").unlink()
+    made = wiretrace(*words, "--overwrite")
+    assert (made.exit_code, "finished before" in made.stderr) == (0, False), made.stderr
+
+
+def test_a_variant_that_cannot_be_cut_fails_alone(tiny_model, tmp_path, wiretrace):
+    path = tmp_path / "exact.toml"
+    path.write_text(
+        'schema = "wiretrace-config/1"\ntask = "ioi"\nmethod = "exact"\nlevel = "node"\nprompts = 4\nheld_out = 4\n'
+        f"[sweep.grid]\nmodel = [{str(tmp_path / 'nowhere')!r}, {str(tiny_model)!r}]\n"
+    )
+    made = wiretrace("run", path, "--out", tmp_path / "store")
+    assert made.exit_code == 1
+    assert "1 of 2 runs failed:" in made.stderr
+    assert "nowhere" in made.stderr
+    assert [row["state"] for row in Store(tmp_path / "store").rows()] == ["finished"]
+
+
+def test_no_model_is_loaded_to_see_that_a_run_is_finished(tiny_model, tmp_path, wiretrace, monkeypatch):
+    path = tmp_path / "exact.toml"
+    path.write_text(
+        'schema = "wiretrace-config/1"\ntask = "ioi"\nmethod = "exact"\nlevel = "node"\nprompts = 4\nheld_out = 4\n'
+        f"model = {str(tiny_model)!r}\n[sweep]\nseeds = 1\n"
+    )
+    assert wiretrace("run", path, "--out", tmp_path / "store").exit_code == 0
+    monkeypatch.setattr("experiments.work._prepared", None)
+    monkeypatch.setattr("experiments.work._counts", {})
+    again = wiretrace("run", path, "--out", tmp_path / "store")
+    assert (again.exit_code, again.stderr.count("finished before")) == (0, 1), again.stderr
+
+
+def test_a_run_without_its_report_is_not_finished(sweep, tmp_path, wiretrace):
+    words = ("run", sweep, "--out", tmp_path, "--set", "method=atp", "--set", "n=5", "--set", "seed=0")
+    assert wiretrace(*words).exit_code == 0
+    (run,) = expand(override(read(sweep), ["method=atp", "n=5", "seed=0"]), root=tmp_path)
+    (run.folder / "report.json").unlink()
+    assert dry_run.state_of(run) == ("in the way: damaged", True)
+    again = wiretrace(*words)
+    assert again.exit_code == 1
+    assert "report.json" in again.stderr
+    assert "finished before" not in again.stderr
+    assert wiretrace(*words, "--overwrite").exit_code == 0
+    assert dry_run.state_of(run) == ("finished", False)
+
+
+def test_a_dry_run_says_when_the_model_s_files_have_changed(sweep, tiny_model, tmp_path, wiretrace):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    sweep.write_text(SWEEP.format(model=str(model)))
+    changes = ("method=atp", "n=5", "seed=0")
+    words = ("run", sweep, "--out", tmp_path / "store", *(word for each in changes for word in ("--set", each)))
+    assert wiretrace(*words).exit_code == 0
+    (run,) = expand(override(read(sweep), changes), root=tmp_path / "store")
+    assert dry_run.state_of(run) == ("finished", False)
+    (model / "config.json").write_text((model / "config.json").read_text() + "\n")
+    assert dry_run.state_of(run) == ("in the way: another run", True)
+
+
+def test_circuits_of_other_models_are_compared_by_their_runs(sweep, tmp_path, wiretrace):
+    for model in ("zoo:ioi", None):
+        words = ("--set", "method=atp", "--set", "n=5", "--set", "seed=0", "--out", tmp_path / "store")
+        made = wiretrace("run", sweep, *words, *(() if model is None else ("--set", f"model={model}")))
+        assert made.exit_code == 0, made.stderr
+    folders = sorted((tmp_path / "store").glob("ioi-*"))
+    found = wiretrace("compare", *folders)
+    assert found.exit_code == 0, found.stderr
+    assert "settings that differ" in found.stdout
+    assert "circuits can be compared if their models have one shape" in found.stdout
+    bare = [folder / "circuit.json" for folder in folders]
+    assert wiretrace("compare", *bare).exit_code == 1
+
+
 def test_ctrl_c_says_how_to_go_on(sweep, tmp_path, wiretrace, monkeypatch):
     from experiments import work
 
@@ -147,6 +241,12 @@ def test_a_single_config_keeps_its_ways(tiny_model, tmp_path, wiretrace, monkeyp
     assert given.stdout == "here\n"
     assert "holds another run" in wiretrace("run", path, "--out", "here", "--set", "seed=4").stderr
     assert wiretrace("run", path, "--out", "here", "--set", "seed=4", "--overwrite").exit_code == 0
+    report = wiretrace("report", path, "--set", "n=7", "--out", "page.md")
+    assert report.exit_code == 0, report.stderr
+    assert named.stdout.strip().removeprefix("runs/") in (tmp_path / "page.md").read_text()
+    pieces = wiretrace("run", path, "--out", "elsewhere", "--retries", 1)
+    assert "[1 of 1]" in pieces.stderr  # done as a piece of work, which is what can be tried again
+    assert "the executor ray for an address" in wiretrace("run", path, "--out", "x", "--ray-address", "a:1").stderr
     page = wiretrace("run", path, "--dry-run", "--set", "n=7").stdout
     assert "1 runs: 1 finished" in page or "1 run: 1 finished" in page
 
@@ -161,6 +261,10 @@ def test_a_single_config_keeps_its_ways(tiny_model, tmp_path, wiretrace, monkeyp
         (("--overwrite", "--resume"), "not both"),
         (("--dry-run", "--unit", 3), "expected one of --dry-run, --slurm and --unit"),
         (("--unit", 99), "99"),
+        (("--dry-run", "--overwrite"), "no --overwrite with --dry-run"),
+        (("--slurm", "job.sh", "--overwrite"), "no --overwrite with --slurm"),
+        (("--unit", 0, "--overwrite"), "no --overwrite with --unit"),
+        (("--unit", 0, "--retries", 3), "or --retries with --unit"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_written(sweep, tmp_path, wiretrace, words, sentence):
@@ -170,13 +274,18 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(sweep, tmp_pa
     assert not (tmp_path / "store").exists()
 
 
-def test_a_script_for_an_array_of_jobs(sweep, tmp_path, wiretrace):
+def test_a_script_for_an_array_of_jobs(sweep, tmp_path, wiretrace, monkeypatch):
     script = tmp_path / "job.sh"
     made = wiretrace("run", sweep, "--out", tmp_path / "store", "--set", "seed=3", "--slurm", script)
     assert made.exit_code == 0, made.stderr
     assert "3 pieces of work" in made.stdout
     assert f"wiretrace run {sweep} --set seed=3 --out {tmp_path / 'store'}" in script.read_text()
     assert not (tmp_path / "store").exists()
+    assert "--track" not in script.read_text()
+    monkeypatch.setenv("WIRETRACE_TRACK", "mlflow,tensorboard")  # as --track does
+    assert wiretrace("run", sweep, "--out", tmp_path / "store", "--set", "seed=3", "--slurm", script).exit_code == 0
+    monkeypatch.delenv("WIRETRACE_TRACK")
+    assert "--track mlflow --track tensorboard --unit" in script.read_text()
     assert "Piece 0: done." in wiretrace("run", sweep, "--out", tmp_path / "store", "--unit", 0).stdout
     assert len(Store(tmp_path / "store").rows()) == 1
 
@@ -279,6 +388,9 @@ def test_earlier_runs_tell_the_time(tmp_path):
     config = Config("ioi", "nowhere", "atp", seed=3)
     row = {"state": "finished", "seconds": 4.0, **config.to_dict(), "seed": 0}
     rows = [row, {**row, "seconds": 6.0}, {**row, "seconds": 99.0, "prompts": 33}, {**row, "state": "failed"}]
+    rows += [{**row, "seconds": 99.0, "n": 7}, {**row, "seconds": 99.0, "curve": True}]
+    rows += [{**row, "seconds": 99.0, "options.steps": 9}, {**row, "seconds": 99.0, "metric": "loss"}]
+    rows += [{name: value for name, value in row.items() if name != "seconds"}]  # the clock went back meanwhile
     found = estimate.estimate(config, earlier=rows)
     assert (found.seconds, found.source, found.cost) == (5.0, "earlier runs", None)
     assert estimate.estimate(config, why="it is gone").source == "it is gone"

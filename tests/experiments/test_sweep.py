@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from experiments.config_file import build, override
 from experiments.errors import BadConfig
 from experiments.store.naming import digest, folder_name
-from experiments.sweep import expand, fixed
+from experiments.sweep import expand, fixed, is_sweep
 
 HEAD = 'schema = "wiretrace-config/1"\ntask = "ioi"\nmodel = "zoo:ioi"\n'
 PATCH = 'schema = "wiretrace-patch-config/1"\ntask = "ioi"\nmodel = "zoo:ioi"\n'
@@ -140,6 +140,25 @@ def test_an_override_fixes_what_varies(grid, data):
     rest = {each: values for each, values in grid.items() if each != name}
     assert len(found) == 2 * math.prod(map(len, rest.values()))
     assert all((run.settings["options"] | run.settings)[name.removeprefix("options.")] == value for run in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "name", "value"),
+    [
+        ("[sweep]\nseeds = 5", "seed=3", "seed", 3),
+        ("[sweep.grid]\nprompts = [4, 8]", "prompts=6", "prompts", 6),
+        ("[sweep.grid]\noptions.tau = [0.1, 0.2]", "options.tau=0.3", "options", {"tau": 0.3}),
+        ("[sweep.method.atp]\n[sweep.method.exact]", "method=acdc", "method", "acdc"),
+    ],
+)
+def test_an_override_of_all_that_varies_leaves_a_sweep_of_one(text, change, name, value):
+    made = override(tomllib.loads(HEAD + text), [change])
+    (run,) = expand(made)
+    assert run.settings[name] == value
+    assert is_sweep(made)
+    assert len(expand(override(made, ["sweep.seeds=2"]))) == 2
+    with pytest.raises(BadConfig, match="to vary something"):
+        expand(override(tomllib.loads(f"{HEAD}[sweep]"), [change]))
 
 
 @pytest.mark.parametrize(

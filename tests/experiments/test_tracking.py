@@ -17,8 +17,9 @@ from experiments import tracking
 from experiments.cli import app
 from experiments.errors import BadConfig
 from experiments.progress_display import Silence
-from experiments.run_directory import claimed
+from experiments.run_directory import claimed, emptied
 from experiments.run_log import LOG, Entry, read
+from experiments.tracking import mlflow
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +90,34 @@ def test_a_tracker_gets_the_lines_of_the_log(tmp_path: Path, monkeypatch: pytest
     assert asked["name"] == "run"
     assert asked["folder"] == tmp_path / "run" / "tracking" / "tensorboard"
     assert asked["settings"] == {"config.task": "ioi", "config.options.tau": 0.1}
+
+
+def test_trackers_of_a_run_that_is_discarded_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[Entry] = []
+    made(monkeypatch, lambda folder, *, name, settings: got.append)
+    with pytest.raises(ValueError, match="no"), claimed(tmp_path / "run", {}, overwrite=False, resume=False):
+        raise ValueError("no")
+    assert [entry.event for entry in got] == ["started", "failed", "closed"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_closes_the_trackers_of_a_patching_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    got: list[Entry] = []
+    made(monkeypatch, lambda folder, *, name, settings: got.append)
+    monkeypatch.setattr("experiments.patch._effects", stop)
+    done = CliRunner().invoke(app, ["patch", "ioi", "--n", "2", "--out", str(tmp_path / "run"), "--quiet"])
+    assert done.exit_code == 130
+    assert [entry.event for entry in got][-2:] == ["interrupted", "closed"]
+
+
+def test_emptying_a_folder_starts_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_run(tmp_path / "run")
+    made(monkeypatch, lambda folder, *, name, settings: pytest.fail("a tracker was started"))
+    emptied(tmp_path / "run", {"config": {}})
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["status.json"]
 
 
 @pytest.mark.parametrize("when", ["made", "started", "ended", "closed"])
@@ -281,3 +310,22 @@ def test_what_mlflow_is_called_with(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]
     assert found[-1][0] == "Client.set_terminated"
     assert found[-1][1][1] == "KILLED"
+
+
+def test_workers_that_start_together_make_one_experiment_of_mlflow() -> None:
+    class Client:
+        """Another worker makes the experiment between the question and the making."""
+
+        def __init__(self, *answers: str | None) -> None:
+            self.answers = list(answers)
+
+        def get_experiment_by_name(self, name: str) -> types.SimpleNamespace | None:
+            answer = self.answers.pop(0)
+            return None if answer is None else types.SimpleNamespace(experiment_id=answer)
+
+        def create_experiment(self, name: str) -> str:
+            raise RuntimeError("Experiment(name=wiretrace) already exists")
+
+    assert mlflow._experiment(Client(None, "7")) == "7"
+    with pytest.raises(RuntimeError, match="already exists"):
+        mlflow._experiment(Client(None, None))

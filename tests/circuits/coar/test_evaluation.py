@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,3 +153,33 @@ def test_the_learning_curve_stops_when_nothing_is_gained() -> None:
     assert "held-out correlation" in str(short)
     with pytest.raises(InvalidOption, match="factor above 1"):
         coar.learning_curve(run, factor=1.0)
+
+
+def test_a_learning_curve_fits_the_masks_that_were_asked_for() -> None:
+    run = ComponentRun(tiny.model("gpt2"), tiny.task(n=3))
+    options = {"keep": 0.8, "first": 32, "most": 64, "rise": 0.0, "held_out_samples": 40}
+    curve = coar.learning_curve(run, masks="subset", **options)
+    same = coar.attribute(run, samples=curve.samples[-1], keep=0.8, masks="subset")
+    assert curve.chosen.provenance["options"]["masks"] == "subset"
+    torch.testing.assert_close(curve.chosen.weights, same.weights, rtol=1e-6, atol=1e-8)
+    assert not torch.equal(curve.chosen.weights, coar.learning_curve(run, **options).chosen.weights)
+
+
+def test_an_interrupted_learning_curve_goes_on(tmp_path: Path) -> None:
+    run = ComponentRun(tiny.model("gpt2"), tiny.task(n=2))
+    options = {"keep": 0.8, "first": 200, "most": 900, "factor": 2.0, "rise": 0.0, "held_out_samples": 20}
+    whole = coar.learning_curve(run, **options)
+
+    def stop(done: int, total: int) -> None:
+        if done >= 512:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        coar.learning_curve(run, **options, folder=tmp_path, progress=stop)
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert sorted(kept) == ["shard-000000.safetensors", "shard-000001.safetensors"]
+    again = coar.learning_curve(run, **options, folder=tmp_path)
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}.items()
+    assert again.samples == whole.samples
+    assert torch.equal(again.chosen.weights, whole.chosen.weights)
+    assert [one.mean for one in again.agreements] == [one.mean for one in whole.agreements]

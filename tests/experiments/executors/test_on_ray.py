@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from experiments import executors
+from experiments import executors, tracking
 from experiments.errors import BadConfig
 from experiments.executors import on_ray
 from experiments.executors.schedule import Outcome
@@ -132,6 +132,16 @@ def test_nobody_loads_ray_but_its_executor() -> None:
 
 
 def test_a_node_that_does_not_share_the_folder_says_so(tmp_path: Path) -> None:
-    answer = on_ray._perform(Unit(dict(EAP), "x").to_dict(), str(tmp_path / "elsewhere"))
+    answer = on_ray._perform(Unit(dict(EAP), "x").to_dict(), str(tmp_path / "elsewhere"), "")
     assert "Nodes must share the file system" in str(answer["error"])
     assert not answer["again"]
+
+
+def test_pieces_are_tracked_as_whoever_gives_them_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that was there before has an environment of its own."""
+    seen: list[tuple[str, ...]] = []
+    monkeypatch.setattr(on_ray.work, "perform", lambda unit: bool(seen.append(tracking.asked())))
+    monkeypatch.setenv(tracking.VARIABLE, "of the node")
+    for trackers in ("", "tensorboard,mlflow"):
+        assert on_ray._perform(Unit(dict(EAP), "x").to_dict(), str(tmp_path), trackers)["error"] is None
+    assert seen == [("of the node",), ("tensorboard", "mlflow")]

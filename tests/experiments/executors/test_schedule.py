@@ -15,6 +15,7 @@ from experiments.errors import BadConfig, CallbackFailed, FolderBusy, UnknownNam
 from experiments.executors.schedule import Answer, Outcome, Piece, Schedule, Tell, attempt, said
 from experiments.work import Unit
 from graphs.errors import BadFile, WriteFailed
+from patching.errors import OutOfMemory
 
 
 class Clock:
@@ -119,11 +120,13 @@ def test_no_space_is_waited_for_and_then_the_run_is_given_up() -> None:
 
 
 def test_nothing_is_left_when_it_is_abandoned() -> None:
-    schedule, _ = made(two_runs())
+    heard: list[str] = []
+    schedule, _ = made(two_runs(), say=heard.append)
     schedule.lost(taken(schedule), "x")
     taken(schedule)
     schedule.abandon("the cluster is gone")
     assert schedule.over
+    assert not [line for line in heard if "is finished" in line]
     assert schedule.next() is None
     assert {outcome.error for outcome in schedule.outcomes} == {"the cluster is gone"}
 
@@ -176,12 +179,17 @@ def test_errors_are_one_line() -> None:
         (FolderBusy("busy"), True),
         (OSError(5, "Input/output error"), True),
         (MemoryError(), True),
+        (OutOfMemory("expected one of the prompts at a time to fit"), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("shapes do not match"), False),
         (BadFile("no file"), False),
         (BadConfig("wrong"), False),
         (KeyError("x"), False),
     ],
 )
 def test_what_is_worth_another_attempt(error: Exception, again: bool) -> None:
+    import torch  # noqa: F401
+
     def fail() -> bool:
         raise error
 

@@ -19,14 +19,14 @@ from tests.experiments.executors import small_runs
 
 ROOT = Path(__file__).resolve().parents[3]
 SBATCH = """#!/usr/bin/env bash
-# Does what sbatch promises: runs every task of the array, and refuses one that depends on a job that failed.
+# Does what sbatch promises: runs every task of the array, also if some fail, once the jobs it depends on have ended.
 set -euo pipefail
 echo "$@" >>"$PRETENDED/submitted"
 dependency="" array=""
 while [[ "$1" == --* ]]; do
   case "$1" in
     --array=0-*) array=${1#--array=0-} ;;
-    --dependency=afterok:*) dependency=${1#--dependency=afterok:} ;;
+    --dependency=*) dependency=${1#*:} kind=${1#--dependency=} kind=${kind%%:*} ;;
     --chdir=*) cd "${1#--chdir=}" ;;
   esac
   shift
@@ -34,12 +34,12 @@ done
 job=$(($(cat "$PRETENDED/jobs" 2>/dev/null || echo 100) + 1))
 echo "$job" >"$PRETENDED/jobs"
 for before in ${dependency//:/ }; do
-  [[ -e "$PRETENDED/ended-well-$before" ]] || { echo "job $before did not end well" >&2; exit 1; }
+  [[ -e "$PRETENDED/$kind-$before" ]] || { echo "there is no $kind of job $before" >&2; exit 1; }
 done
+touch "$PRETENDED/afterany-$job" "$PRETENDED/afterok-$job"
 for ((task = array; task >= 0; task--)); do
-  SLURM_ARRAY_TASK_ID=$task bash "$@" >>"$PRETENDED/log" 2>&1
+  SLURM_ARRAY_TASK_ID=$task bash "$@" >>"$PRETENDED/log" 2>&1 || rm -f "$PRETENDED/afterok-$job"
 done
-touch "$PRETENDED/ended-well-$job"
 echo "$job;cluster"
 """
 PIECES = """
@@ -82,7 +82,7 @@ def test_the_array_makes_the_same_runs(tmp_path: Path) -> None:
     assert "--parsable --array=0-1 " in first
     assert "--dependency" not in first
     assert "--array=0-0 " in second
-    assert "--dependency=afterok:101 --kill-on-invalid-dep=yes" in second
+    assert "--dependency=afterany:101 " in second
     assert small_runs.left(tmp_path / "runs" / "coar") == small_runs.left(tmp_path / "true" / "coar")
 
 
@@ -98,15 +98,18 @@ def test_a_stage_too_large_for_one_array_is_several(tmp_path: Path) -> None:
     assert [name for name, _ in seen] == ["--unit"] * 8
     assert sorted(int(number) for _, number in seen) == list(range(8))
     assert seen[-1][1] == "7"
-    assert "afterok:101:102:103 " in (tmp_path / "pretended" / "submitted").read_text()
+    assert "afterany:101:102:103 " in (tmp_path / "pretended" / "submitted").read_text()
 
 
-def test_what_depends_on_a_failure_is_not_begun(tmp_path: Path) -> None:
-    stages = [[Unit({}, "/nowhere/a", 0)], [Unit({}, "/nowhere/a")]]
+def test_a_run_that_fails_does_not_hold_up_what_gathers_another(tmp_path: Path) -> None:
+    stages = [[Unit({}, "/nowhere/a", 0), Unit({}, "/nowhere/b", 0)], [Unit({}, "/nowhere/a"), Unit({}, "/nowhere/b")]]
+    log = tmp_path / "seen"
     job = tmp_path / "job.sh"
-    job.write_text(script(stages, ["false"]))
-    assert submit(job, tmp_path / "pretended").returncode != 0
-    assert (tmp_path / "pretended" / "submitted").read_text().count("\n") == 1
+    job.write_text(script(stages, ["bash", "-c", f'echo "$2" >>{log}; [[ "$2" != 0 ]]', "x"]))  # piece 0 fails
+    done = submit(job, tmp_path / "pretended")
+    assert done.returncode == 0, done.stderr
+    seen = log.read_text().split()
+    assert (sorted(seen[:2]), sorted(seen[2:])) == (["0", "1"], ["2", "3"])
 
 
 def test_the_script_is_bash_whatever_the_words_hold(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from experiments import exact_shards, work
 from experiments.config_file import build
 from experiments.discover import discover, identify
-from experiments.errors import BadConfig, FolderBusy, FolderTaken
+from experiments.errors import BadConfig, BadRun, FolderBusy, FolderTaken
 from experiments.run_directory import claimed, key_of, shared, status
 from experiments.work import Unit
 from patching import exact
@@ -34,6 +34,32 @@ def test_a_run_is_cut_by_its_settings_alone(tmp_path: Path) -> None:
     assert [len(stage) for stage in work.units(rest, tmp_path)] == [4, 1]  # 1,000 samples of 27 components
     assert [len(stage) for stage in work.units({**rest, "stop": 0.1}, tmp_path)] == [1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_loaded_once_to_count_the_units_of_many_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    prepared = work._prepared
+    monkeypatch.setattr(work, "_counts", {})
+    monkeypatch.setattr(work, "_prepared", lambda *args: loaded.append("x") or prepared(*args))
+    same = [{"seed": 0}, {"seed": 1}, {"ablation": "zero"}, {"metric": "loss"}, {"n": 7}]
+    assert {len(work.units({**EXACT, **each}, tmp_path)[0]) for each in same} == {4}
+    assert len(loaded) == 1
+    assert len(work.units({**EXACT, "level": "node"}, tmp_path)[0]) == 1
+    assert len(loaded) == 2
+
+
+@pytest.mark.parametrize("gone", ["report.json", "status.json"])
+def test_a_run_whose_results_are_gone_is_not_finished(gone: str, in_process: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "eap"
+    shutil.copytree(in_process / "eap", folder)
+    unit = work.units(small_runs.EAP, folder)[0][0]
+    assert work.is_finished(unit)
+    (folder / gone).unlink()
+    assert not work.is_finished(unit)
+    with pytest.raises((BadRun, FolderTaken)):  # it says so, and does not pass for done
+        work.perform(unit)
 
 
 def test_the_size_of_a_shard_is_one_number() -> None:
@@ -137,6 +163,14 @@ def test_shards_and_whoever_has_the_folder_alone_keep_apart(tmp_path: Path) -> N
     assert work.perform(first[1])
 
 
+def test_shards_of_a_hub_model_are_the_same_run_s_before_and_after_it_is_in_the_cache(uncached: None) -> None:
+    ready = work._ready(build(EXACT), EXACT, 1)
+    assert ready.identity["model_files"]
+    assert isinstance(ready, work._Exact)
+    assert ready.key == _key()
+    assert work._ready(build(EXACT), EXACT, 1) is ready
+
+
 def test_a_shard_that_is_not_there_is_refused(tmp_path: Path) -> None:
     unit = work.units(COAR, tmp_path / "x")[0][0]
     with pytest.raises(BadConfig, match="shard from 0 to 2; got 7"):
@@ -148,7 +182,7 @@ def test_renewing_empties_a_run_and_nothing_else(in_process: Path, tmp_path: Pat
     shutil.copytree(in_process / "exact", folder)
     (folder / "notes.txt").write_text("mine")
     work.renew({**EXACT, "seed": 3}, folder)
-    assert {path.name for path in folder.iterdir()} == {"status.json", "log.jsonl", "notes.txt"}
+    assert {path.name for path in folder.iterdir()} == {"status.json", "notes.txt"}
     first = work.units({**EXACT, "seed": 3}, folder)[0][0]
     assert work.perform(first)
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from experiments import executors
+from experiments import executors, work
+from experiments.config_file import build
 from experiments.errors import BadConfig
 from experiments.executors import workers
 from experiments.executors.schedule import Outcome, Schedule, Tell
@@ -187,6 +188,15 @@ def test_workers_of_a_killed_process_end_too(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     wait_for(lambda: not any(map(alive, found)), 20.0)
+
+
+@pytest.mark.usefixtures("pretend")
+def test_the_model_that_planning_loaded_is_gone_before_workers_load_theirs(tmp_path: Path) -> None:
+    work.units(small_runs.EXACT, tmp_path / "x")
+    work._ready(build(small_runs.EXACT), small_runs.EXACT, 1)
+    assert work._kept
+    executors.run("workers", pieces(tmp_path / "y", 1), workers=1)
+    assert not work._kept
 
 
 def schedule_of(*devices: str | None) -> Schedule:

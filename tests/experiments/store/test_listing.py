@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from experiments.errors import BadConfig, UnknownName
 from experiments.store import listing
-from experiments.store.listing import as_csv, as_json, as_markdown, as_text, chosen, condition, shown_columns
+from experiments.store.listing import as_csv, as_json, as_text, chosen, condition, shown_columns
 
 ROWS = [
     {"run": "a", "state": "finished", "task": "ioi", "method": "acdc", "seed": 0, "signed": True, "faithfulness": 0.5},
@@ -98,7 +98,6 @@ def test_other_forms_hold_the_values_themselves():
     assert json.loads(as_json(ROWS, ["run", "faithfulness"]))[1] == {"run": "b", "faithfulness": None}
     table = list(csv.DictReader(io.StringIO(as_csv(ROWS, ["run", "signed", "faithfulness"]))))
     assert table[0] == {"run": "a", "signed": "true", "faithfulness": "0.5"}
-    assert "| b | 1 |" in as_markdown(ROWS, ["run", "seed"])
 
 
 CELLS = st.one_of(st.none(), st.booleans(), st.integers(-9999, 9999), st.floats(-10, 10), st.text(max_size=80))
