@@ -5,7 +5,7 @@
 A GPT-2 of 4 layers, 8 heads and width 256 on the standard library's text, generated English, and the training prompts
 of six tasks (`experiments.small_model`). Next-token prediction on every token; matrices by Muon, the rest by AdamW.
 Every few minutes a checkpoint is written; the same command goes on from it, to the weights that it would have come to
-without stopping. On one core this takes more than an hour, on two about 40 minutes.
+without stopping. On two cores this takes about an hour.
 """
 
 from __future__ import annotations
@@ -55,14 +55,16 @@ def prepare(recipe: Recipe) -> tuple[PreTrainedTokenizerFast, Int[Tensor, "row p
         [*passages.prose, *passages.code], sentences.words(), size=recipe.d_vocab, n_ctx=recipe.n_ctx
     )
     count = recipe.steps * recipe.batch
-    rows, digest = corpus.rows(made, passages, count=count, length=recipe.n_ctx + 1, seed=recipe.seed)
+    rows, digest = corpus.rows(
+        made, passages, count=count, last=recipe.last_steps * recipe.batch, length=recipe.n_ctx + 1, seed=recipe.seed
+    )
     return made, rows, digest
 
 
 def measure_tasks(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, *, n: int = 1000) -> dict[str, Any]:
     """Accuracy of every task by split, and by template of the hardest split."""
     measured: dict[str, Any] = {"by_template": {}}
-    for task in corpus.MEASURED:
+    for task in corpus.TASKS:
         splits = IOI_SPLITS_MEASURED if task == "ioi" else SPLITS_MEASURED
         by_split = {split: tasks.load(task).generate(n, seed=MEASURED_SEED, split=split) for split in splits}
         measured[task] = {split: measure(model, tokenizer, prompts) for split, prompts in by_split.items()}
@@ -142,7 +144,7 @@ def train(
         last = trainer.losses[-max(1, recipe.steps // 20) :]
         record = {
             "schema": SCHEMA,
-            "tasks": list(corpus.MEASURED),
+            "tasks": list(corpus.TASKS),
             "licence": "MIT (trained on text of Python's standard library, PSF-2.0)",
             "made_by": f"python -m experiments.train_small --seed {recipe.seed} --threads {recipe.threads}",
             "recipe": asdict(recipe),

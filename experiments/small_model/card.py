@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.small_model.trainer import Recipe, averaged
+from experiments.small_model.trainer import Recipe
 from experiments.zoo_training.card import again, fill
 
 KINDS: Mapping[str, str] = {
@@ -27,33 +27,34 @@ def model_card(record: Mapping[str, Any]) -> str:
         Markdown, with the metadata block that Hugging Face reads.
     """
     recipe, loss = Recipe(**record["recipe"]), record["text_loss"]
-    steps = ", ".join(f"{step:,}" for step in averaged(recipe.steps))
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     paragraphs = [
         "# zoo:small",
-        "A small language model that does five tasks beside ordinary next-token prediction: indirect object "
-        "identification, docstring completion, induction, subject-verb agreement and gendered pronouns. "
+        "A small language model that does six tasks beside ordinary next-token prediction: indirect object "
+        "identification, greater-than, docstring completion, induction, subject-verb agreement and gendered pronouns. "
         "It is here so that the circuits of several behaviours can be searched for, and compared, in one model without "
         "a download. Do not expect it to write: its English is that of the generator.",
         f"**Shape.** GPT-2 of {recipe.n_layers} layers with {recipe.n_heads} heads each, width {recipe.d_model}, MLP "
         f"width {recipe.d_mlp}, context {recipe.n_ctx}, {record['parameters']:,} parameters in float32, no dropout, "
         f"tied embeddings. Byte-level byte-pair tokenizer of {record['d_vocab']:,} tokens, trained on the same text; "
-        "numbers are cut into pieces of two digits; no token in front. Greater-than was trained on too, but cannot be "
-        "posed: 61 of the 100 two-digit numbers are two tokens here, and its answer must be one; `zoo:greater_than` "
-        "can be asked.",
+        "numbers are cut into pieces of two digits, each of which is one token; no token in front.",
         f"**Data.** {record['corpus']['tokens']:,} tokens, seed {recipe.seed}, each row seen once: "
         + "; ".join(f"{name} ({share:g}): {words}" for name, share, words in _shares(record))
         + ". In brackets how often a sample of the kind is drawn, relative to the others; a passage of text is several "
-        "times as long as a sentence, and comes about twice. A task's held-out words and templates never occur in its "
+        "times as long as a sentence. A task's held-out words and templates never occur in its "
         "training prompts. The words do occur in the generated English, where a name's gender or a noun's number "
-        "shows, names are given things to, and words come again in lists of other forms. Kinds of sentences join in "
-        "parts of the training, by what was still lacking; those decisions were made while looking at held-out "
-        "accuracy. Whole modules of the library are held out. SHA-256 of the tokens: "
+        "shows, names are given things to, and words come again in lists of other forms; for induction those lists are "
+        "its own form after other lines. Which kinds of sentences there are, how often, and that there is a last "
+        "part, was decided while looking at held-out accuracy, of earlier models and of this one before that part. "
+        "Whole modules of the library are held out. SHA-256 of the tokens: "
         f"`{record['corpus']['sha256']}`.",
         f"**Training.** Next-token prediction on every token; {recipe.steps:,} steps of {recipe.batch} rows of "
         f"{recipe.n_ctx} tokens; Muon (learning rate {recipe.muon_rate}, weight decay {recipe.weight_decay}) for the "
-        f"blocks' matrices, AdamW ({recipe.adam_rate}) for the rest. The weights are the mean of those after steps "
-        f"{steps}, where the learning rate had come to nothing. Final loss {record['loss']:.3f} nats per token. "
+        f"blocks' matrices, AdamW ({recipe.adam_rate}) for the rest. The learning rate is level for two "
+        f"fifths of the first {recipe.steps - recipe.last_steps:,} steps and then goes down to nothing; for the last "
+        f"{recipe.last_steps}, with more of agreement and longer repetitions, it goes from a quarter of its peak down "
+        f"to nothing again. The weights are the mean of those after both. "
+        f"Final loss {record['loss']:.3f} nats per token. "
         f"{record['cpu_seconds'] / 60:.0f} minutes of CPU time ({record['seconds'] / 60:.0f} minutes on a shared "
         f"machine) on {record['device']}; {versions}.",
         f"**Text.** Loss on held-out modules of the standard library: {loss['held_out']:.3f} nats per token over "

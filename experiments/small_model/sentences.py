@@ -11,20 +11,17 @@ gender or a noun's number can be learnt, as in ordinary text:
 | `year` | The empire was old in the year 1732. |
 | `class` | self.size = size |
 | `documented` | def load(size, mode): ... Args: size: the river mode: oil |
-| `agreeing` | Soon the small key on the desk by the old boats is here. |
+| `ordered` | def load(self, size, mode): return [size, mode] |
+| `agreeing` | They told me that the small key on the desk by the old boats is here. |
+| `alone` | After Mary came to the store, she went home. |
+| `giving` | Mary asked Paul for a drink, so Paul gave a drink to Mary. |
 | `again` | First river Mary key, again river Mary key. |
 | `round` | Order: river Mary key river Mary key river |
 | `mention` | Is it a key? No, it is a map, not a key. |
-| `ordered` | def load(self, size, mode): return [size, mode] |
-| `telling` | They told me that the old key by the boats is here. |
-| `giving` | Mary asked Paul for a drink, so Paul gave a drink to Mary. |
-| `again_any` | as `again`, of any words |
-| `round_any` | as `round`, of any words |
-| `short`, `documented_the`, `given` | as `agreeing`, `documented`, `giving`: nearer to what was learnt last |
-| `alone` | After Mary came to the store, she went home. |
 
-Kinds from `documented` to `round`, `telling` and `alone`, ask for what a task needs in more forms than its templates
-have. They take the task's training words alone. No kind has the form of a held-out template.
+`documented`, `agreeing` and `alone` ask for what a task needs in more forms than its templates have; they take the
+task's training words alone. In the other kinds any word occurs, in `round` too, which is induction with other lines
+before it. No kind has the form of a held-out template.
 """
 
 from __future__ import annotations
@@ -40,13 +37,15 @@ NAMES = tuple(pronouns.PRONOUNS)
 FORMS = {"she": ("her", "her", "woman"), "he": ("his", "him", "man")}
 """Of each pronoun: its possessive, its object, and what such a person is."""
 
+OFTEN = (*NAMES, *ioi.HELD_OUT_NAMES, *ioi.HELD_OUT_NAMES)
+"""Names as often as they come here: held-out ones more, since they come nowhere else."""
+
 PLACES, OBJECTS = ioi.PLACES, ioi.OBJECTS
 THINGS = tuple(dict.fromkeys([*induction.VOCABULARY, *OBJECTS, *PLACES, *agreement.NOUNS]))
-COMMON = tuple(word for word in THINGS if not is_held_out(word))
 PARAMETERS = tuple(name for name in docstring.PARAMETERS if not is_held_out(name))
 SEEN_NOUNS = tuple(noun for noun in agreement.NOUNS if not is_held_out(noun))
-AGAIN = (*NAMES, *COMMON, *(word for word in docstring.PARAMETERS if word not in induction.VOCABULARY))
-"""What comes again in lists; none of the induction task's held-out words."""
+AGAIN = (*NAMES, *THINGS, *THINGS, *docstring.PARAMETERS)
+"""What comes again in lists."""
 
 PERSON = (
     "{name} said that {they} was tired.",
@@ -74,7 +73,7 @@ MEETING = (
     "Here {a} waited for {b}. When {b} came, {a} was happy.",
     "{a} wrote to {b}, and {b} wrote back to {a}.",
     "{a} has a {object}. The {object} is from {a}, not from {b}.",
-    "the {place} belongs to {a}. Ask {a} about the {place}.",
+    "The {place} belongs to {a}. Ask {a} about the {place}.",
 )
 """Sentences in which names come again, in other ways than in indirect object identification."""
 
@@ -117,7 +116,7 @@ YEARS = (
 
 
 def words() -> list[str]:
-    """Every word that some task needs as one token after a space."""
+    """Every word that some task needs as one token after a space; `greater_than.TWO_DIGITS` are needed without too."""
     listed = [
         word for module in (agreement, docstring, greater_than, induction, ioi, pronouns) for word in module.WORDS
     ]
@@ -134,20 +133,34 @@ def has_held_out_name(sentence: str) -> bool:
     return any(name in sentence for name in ioi.HELD_OUT_NAMES)
 
 
+LEADS_OF_NAMES = ("Now ", "Here ", "So ", "Once ", "Also, ", "I know that ", "It is said that ")
+
+
+def _led(rng: random.Random, templates: Sequence[str]) -> str:
+    """A template with something before a name at its start, which there would have no space before it."""
+    chosen = rng.choice(templates)
+    return (rng.choice(LEADS_OF_NAMES) if chosen.startswith("{") else "") + chosen
+
+
+def _names(rng: random.Random) -> tuple[str, str, str]:
+    """Three different names."""
+    while True:
+        a, b, c = rng.sample(OFTEN, 3)
+        if len({a, b, c}) == 3:
+            return a, b, c
+
+
 def _person(rng: random.Random) -> str:
-    name = rng.choice(NAMES)
+    name = rng.choice(OFTEN)
     they = pronouns.PRONOUNS[name]
     their, them, kind = FORMS[they]
     slots = {"place": rng.choice(PLACES), "object": rng.choice(OBJECTS)}
-    chosen = rng.choice(PERSON)
-    lead = "" if not chosen.startswith("{name}") else rng.choice(("Now ", "Here ", "So ", "Also, ", "I know that "))
-    return lead + chosen.format(name=name, they=they, their=their, them=them, kind=kind, **slots)
+    return _led(rng, PERSON).format(name=name, they=they, their=their, them=them, kind=kind, **slots)
 
 
 def _meeting(rng: random.Random) -> str:
-    a, b = rng.sample(NAMES, 2)
-    made = rng.choice(MEETING).format(a=a, b=b, place=rng.choice(PLACES), object=rng.choice(OBJECTS))
-    return rng.choice(("Now ", "Here ", "So ", "Once ")) + made
+    a, b, _ = _names(rng)
+    return _led(rng, MEETING).format(a=a, b=b, place=rng.choice(PLACES), object=rng.choice(OBJECTS))
 
 
 def _thing(rng: random.Random) -> str:
@@ -179,21 +192,19 @@ def _class(rng: random.Random) -> str:
     return f"for {names[0]} in {names[-1]}s:\n    print( {names[0]})"
 
 
-def _pair_again(rng: random.Random) -> str:
+def _again(rng: random.Random) -> str:
     """Words of all kinds that come again in their order, which copying must not depend on."""
-    listed = rng.sample(AGAIN, rng.randrange(3, 9))
-    line = " ".join(listed)
+    line = " ".join(rng.sample(AGAIN, rng.randrange(3, 9)))
     return (
         f"{rng.choice(('First', 'Then', 'Now', 'One', 'Here'))} {line}, {rng.choice(('again', 'and', 'then'))} {line}."
     )
 
 
-def _round(rng: random.Random, words: Sequence[str] = AGAIN) -> str:
+def _round(rng: random.Random) -> str:
     """Words that come round and round, without a mark between."""
-    listed = rng.sample(words, rng.randrange(3, 9))
-    whole = listed * 3
+    listed = rng.sample(AGAIN, rng.randrange(3, 10))
     lead = rng.choice(("Order:", "A round:", "Around:", "On and on:", "Say"))
-    return f"{lead} {' '.join(whole[: rng.randrange(2 * len(listed), len(whole))])}"
+    return f"{lead} {' '.join(listed * 3)}."
 
 
 STYLES = (
@@ -207,22 +218,29 @@ STYLES = (
 
 
 def _documented(rng: random.Random) -> str:
-    first = rng.choice(((), ("self",), ("cls",)))
-    names = rng.sample(PARAMETERS, rng.randrange(2, 6))
+    """A definition some of whose parameters may come before those that are described."""
+    names = rng.sample(PARAMETERS, rng.randrange(2, 8))
+    listed = names[rng.randrange(max(1, len(names) - 2)) :]
     whole, item = rng.choice(STYLES).split("|")
-    listed = names[rng.randrange(len(names) - 1) :]
-    words = [" ".join(rng.sample(docstring.DESCRIPTIONS, rng.randrange(1, 4))) for _ in listed]
-    items = [item.format(name=name, words=each) for name, each in zip(listed, words, strict=True)]
+    article = rng.choice(("", "the ", "the ", "a "))
+    items = [item.format(name=name, words=article + _description(rng)) for name in listed]
+    first = rng.choice(((), ("self",), ("self",), ("cls",)))
     head = f"{rng.choice(('', '', 'async '))}def {rng.choice(docstring.FUNCTIONS)}({', '.join((*first, *names))}):"
-    about = " ".join(rng.sample(docstring.DESCRIPTIONS, rng.randrange(1, 4)))
-    return f'{head}\n    """{about}\n\n{whole.format(items=("" if item.endswith(" ") else chr(10)).join(items))}'
+    joined = ("" if item.endswith(" ") else "\n").join(items)
+    return f'{head}\n    """{_description(rng)}\n\n{whole.format(items=joined)}'
+
+
+def _description(rng: random.Random) -> str:
+    return " ".join(rng.sample(docstring.DESCRIPTIONS, rng.randrange(1, 4)))
 
 
 LEADS = (
-    "The", "The", "The", "Today the", "Yesterday the", "Soon the", "At night the", "In the city the",
+    "The", "The", "The", "Yesterday the", "Soon the", "At night the", "In the city the",
     "I think that the", "She knew that the", "We heard that the", "He says that the", "After dinner the",
     "You know that the",
-    "In the end, the", "At home, the", "Before lunch, the",
+    "In the end, the", "At home, the", "Before lunch, the", "They told me that the", "They think the",
+    "They know that the", "She tells us that the", "Some say that the", "We say that the", "People say that the",
+    "They saw that the", "Yesterday he told us that the", "They said the",
 )  # fmt: skip
 ADJECTIVES = ("", "", "", "old ", "new ", "small ", "big ", "good ", "other ")
 PREPOSITIONS = (
@@ -231,27 +249,30 @@ PREPOSITIONS = (
 )  # fmt: skip
 ENDINGS = ("here", "there", "old", "new", "not here", "fine", "small", "good")
 FORBIDDEN = tuple(
-    re.compile(
-        re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(template))
-        + " (?:{})\\b".format("|".join((*agreement.VERBS, *agreement.VERBS.values())))
-    )
+    re.compile(re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(template)) + r"\b")
     for template in agreement.HELD_OUT_TEMPLATES.values()
 )
-"""The held-out templates of agreement, with a verb."""
+"""The held-out templates of agreement, whatever follows: a preposition there would teach that no verb does."""
 
 
-def _agreeing(rng: random.Random) -> str:
-    return _agreed(rng, LEADS)
+def _agreeing(rng: random.Random, further: Sequence[str] = PREPOSITIONS, often: Sequence[int] | None = None) -> str:
+    """A verb that agrees with a noun further back, mostly past one other: a longer chain would make none due there.
 
-
-def _agreed(rng: random.Random, leads: Sequence[str], nouns_of: Sequence[int] = (1, 2, 2, 3, 3, 4)) -> str:
+    Args:
+        rng: Draws.
+        further: What may join nouns after the second.
+        often: How often each of `agreement.VERBS` comes, relative to the others; all alike by default.
+    """
+    verbs = list(agreement.VERBS.items())
     while True:
-        nouns = rng.sample(SEEN_NOUNS, rng.choice(nouns_of))
+        nouns = rng.sample(SEEN_NOUNS, rng.choice((1, 2, 2, 2, 2, 2, 2, 3, 3)))
         plural = [rng.random() < 0.5 for _ in nouns]
         words = [f"{rng.choice(ADJECTIVES)}{noun}{'s' * many}" for noun, many in zip(nouns, plural, strict=True)]
-        phrase = words[0] + "".join(f" {rng.choice(PREPOSITIONS)} the {word}" for word in words[1:])
-        verb = rng.choice(list(agreement.VERBS.items()))[plural[0]]
-        made = f"{rng.choice(leads)} {phrase} {verb} {rng.choice(ENDINGS)}."
+        phrase = words[0]
+        for later, word in enumerate(words[1:]):
+            phrase += f" {rng.choice(further if later else PREPOSITIONS)} the {word}"
+        verb = (rng.choices(verbs, often)[0] if often else rng.choice(verbs))[plural[0]]
+        made = f"{rng.choice(LEADS)} {phrase} {verb} {rng.choice(ENDINGS)}."
         if not any(pattern.search(made) for pattern in FORBIDDEN):
             return made
 
@@ -269,12 +290,6 @@ MENTIONS = (
     "A {w} is a {w}, and a {x} is a {x}.",
 )
 """Sentences that name a thing twice, which lists of words do not look like."""
-
-TELLING = (
-    "They told me that the", "They think the", "They know that the", "She tells us that the", "Some say that the",
-    "We say that the", "People say that the", "They saw that the", "Yesterday he told us that the", "They said the",
-)  # fmt: skip
-"""How somebody else comes before the subject of a sentence."""
 
 
 def _mention(rng: random.Random) -> str:
@@ -309,14 +324,26 @@ GIVING = (
     "{a} knows {b}, and {c} knows {a}. The {object} went from {a} to {b}.",
     "{b} was tired, and {a} was not, so {a} offered a {object} to {b}.",
     "As {b} was late, {a} showed the {place} to {b}.",
+    "{b} came, and {a} wanted to give a {object} to {b}.",
+    "{b} was hungry, so {a} decided to give a {object} to {b}.",
+    "{b} was at home. Soon {a} passed a {object} to {b}.",
+    "It was late when {b} came. Still, {a} wanted to show a {object} to {b}.",
+    "{b} had no {object}. So {a}, who had two, offered a {object} to {b}.",
+    "The {place} was where {b} was. There {a} decided to show a {object} to {b}.",
+    "When {a} met {b}, {a} wanted to give a {object} to {b}.",
+    "{a} was with {b}, and so {a} offered a {object} to {b}.",
+    "After {a} found {b}, {a} decided to show a {object} to {b}.",
+    "{b} saw {a}, and then {a} handed a {object} to {b}.",
+    "As {b} waited for {a}, {a} bought a {object} for {b}.",
+    "It was {b} who knew {a}. At the {place}, {a} gave a {object} to {b}.",
+    "{b} lives near {a}. Often {a} sends a {object} to {b}.",
 )
 """Sentences in which somebody is given to who was named before; not those of indirect object identification."""
 
 
 def _giving(rng: random.Random) -> str:
-    a, b, c = rng.sample(NAMES, 3)
-    made = rng.choice(GIVING).format(a=a, b=b, c=c, place=rng.choice(PLACES), object=rng.choice(OBJECTS))
-    return rng.choice(("Now ", "Here ", "So ", "Once ", "It is said that ", "")) + made
+    a, b, c = _names(rng)
+    return _led(rng, GIVING).format(a=a, b=b, c=c, place=rng.choice(PLACES), object=rng.choice(OBJECTS))
 
 
 ALONE = (
@@ -349,82 +376,37 @@ def _alone(rng: random.Random) -> str:
     return rng.choice(ALONE).format(name=name, they=pronouns.PRONOUNS[name], **slots)
 
 
-def _again_any(rng: random.Random) -> str:
-    """As `again`, of any words at all."""
-    line = " ".join(rng.sample((*NAMES, *THINGS, *docstring.PARAMETERS), rng.randrange(3, 9)))
-    return (
-        f"{rng.choice(('First', 'Then', 'Now', 'One', 'Here'))} {line}, {rng.choice(('again', 'and', 'then'))} {line}."
-    )
-
-
-def _short(rng: random.Random) -> str:
-    """As `agreeing` and `telling`, with the verb soon after the subject."""
-    return _agreed(rng, (*LEADS, *TELLING), (1, 2, 2, 2, 2))
-
-
-def _documented_the(rng: random.Random) -> str:
-    """As `documented`, of longer definitions, some of whose parameters come before those that are described."""
-    names = rng.sample(PARAMETERS, rng.randrange(4, 8))
-    first = rng.choice(((), ("self",), ("self",), ("cls",)))
-    listed = names[rng.randrange(len(names) - 2) :]
-    whole, item = rng.choice(STYLES).split("|")
-    article = rng.choice(("the ", "the ", "a ", ""))
-    words = [article + " ".join(rng.sample(docstring.DESCRIPTIONS, rng.randrange(1, 4))) for _ in listed]
-    items = [item.format(name=name, words=each) for name, each in zip(listed, words, strict=True)]
-    head = f"{rng.choice(('', '', 'async '))}def {rng.choice(docstring.FUNCTIONS)}({', '.join((*first, *names))}):"
-    about = " ".join(rng.sample(docstring.DESCRIPTIONS, rng.randrange(1, 4)))
-    return f'{head}\n    """{about}\n\n{whole.format(items=("" if item.endswith(" ") else chr(10)).join(items))}'
-
-
-MORE_GIVING = (
-    "{b} came, and {a} wanted to give a {object} to {b}.",
-    "{b} was hungry, so {a} decided to give a {object} to {b}.",
-    "{b} was at home. Soon {a} passed a {object} to {b}.",
-    "It was late when {b} came. Still, {a} wanted to show a {object} to {b}.",
-    "{b} had no {object}. So {a}, who had two, offered a {object} to {b}.",
-    "The {place} was where {b} was. There {a} decided to show a {object} to {b}.",
-)
-"""As `GIVING`, with more of the verbs."""
-
-
-def _given(rng: random.Random) -> str:
-    a, b = rng.sample(NAMES, 2)
-    made = rng.choice(MORE_GIVING).format(a=a, b=b, place=rng.choice(PLACES), object=rng.choice(OBJECTS))
-    return rng.choice(("Now ", "Here ", "So ", "Once ", "It is said that ")) + made
-
-
-def _round_any(rng: random.Random) -> str:
-    return _round(rng, (*NAMES, *THINGS, *THINGS, *docstring.PARAMETERS))
-
-
-def _telling(rng: random.Random) -> str:
-    return _agreed(rng, TELLING)
-
-
-SENTENCES: dict[str, Callable[[random.Random], str]] = {
-    "person": _person,
-    "meeting": _meeting,
-    "thing": _thing,
-    "year": _year,
-    "class": _class,
-    "documented": _documented,
-    "agreeing": _agreeing,
-    "again": _pair_again,
-    "round": _round,
+SENTENCES: dict[str, tuple[Callable[[random.Random], str], int]] = {
+    "person": (_person, 3),
+    "meeting": (_meeting, 3),
+    "thing": (_thing, 8),
+    "year": (_year, 2),
+    "class": (_class, 1),
+    "documented": (_documented, 6),
+    "ordered": (_ordered, 2),
+    "agreeing": (_agreeing, 8),
+    "alone": (_alone, 3),
+    "giving": (_giving, 10),
+    "again": (_again, 4),
+    "round": (_round, 4),
+    "mention": (_mention, 2),
 }
-"""What makes each kind of sentence; all are as frequent."""
+"""What makes each kind of sentence, and how often relative to the others."""
 
-LATER: dict[str, Callable[[random.Random], str]] = {"mention": _mention, "ordered": _ordered, "telling": _telling}
-"""Kinds that join after the first part of the training."""
 
-LAST: dict[str, Callable[[random.Random], str]] = {"giving": _giving, "again_any": _again_any}
-"""Kinds that join then, so that no name and no word is one that is never given to or listed again."""
+VERBS_OFTEN = (5, 2, 1, 1, 1)
+"""How often each verb of agreement comes in the last part of the training: forms of "be" most, as in English."""
 
-END: dict[str, Callable[[random.Random], str]] = {"alone": _alone}
-CLOSE: dict[str, Callable[[random.Random], str]] = {"round_any": _round_any}
-AT_LAST: dict[str, Callable[[random.Random], str]] = {
-    "short": _short,
-    "documented_the": _documented_the,
-    "given": _given,
+
+def _agreeing_soon(rng: random.Random) -> str:
+    """As `agreeing`, but no "that" after two nouns: it would be likelier there than any one verb."""
+    return _agreeing(rng, [words for words in PREPOSITIONS if not words.startswith("that")], VERBS_OFTEN)
+
+
+LAST: dict[str, tuple[Callable[[random.Random], str], int]] = {
+    **SENTENCES,
+    "thing": (_thing, 16),
+    "agreeing": (_agreeing_soon, 16),
+    "giving": (_giving, 26),
 }
-"""The kinds that join for the end of the training, one after the other."""
+"""The same for the last part of the training, with more of what was learnt least."""

@@ -1,7 +1,7 @@
 """The byte-pair tokenizer of `zoo:small`.
 
 Byte-level pairs as in GPT-2, with numbers cut into pieces of two digits first, so that the year 1732 is " 17" and "32".
-Every word that a task needs is one token.
+Every word that a task needs is one token, and so is each number of two digits without a space before it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from circuits.tasks.greater_than import TWO_DIGITS
 from circuits.tasks.single_tokens import require_one_token
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def build(texts: Iterable[str], words: Sequence[str], *, size: int, n_ctx: int) 
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    often = [f" {word}" for word in words] * OFTEN
+    often = [*(f" {word}" for word in words), *TWO_DIGITS] * OFTEN
     backend.train_from_iterator([*texts, *often], trainer)
     made = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=END, eos_token=END, pad_token=END, model_max_length=n_ctx

@@ -33,6 +33,7 @@ class Recipe:
     Attributes:
         seed: Of the data and the initial weights.
         steps: Updates; no row of the data is seen twice.
+        last_steps: Those of them, at the end, that are on the last part of the data.
         batch: Rows per update.
         n_ctx: Tokens per row, and the longest prompt.
         muon_rate: Muon's learning rate at its peak.
@@ -48,6 +49,7 @@ class Recipe:
 
     seed: int = 0
     steps: int = 4000
+    last_steps: int = 400
     batch: int = 32
     n_ctx: int = 128
     muon_rate: float = 0.02
@@ -94,7 +96,7 @@ class Trainer:
 
         self.recipe, self.step = recipe, 0
         self.losses: list[float] = []
-        self.kept: list[dict[str, Tensor]] = []
+        self.kept: dict[str, Tensor] = {}
         self.seconds = self.cpu_seconds = 0.0
         self.model = build_model(recipe)
         matrices, rest = [], []
@@ -109,7 +111,7 @@ class Trainer:
         """One update; returns the loss in nats per token."""
         import torch
 
-        share = rate(self.step, self.recipe.steps)
+        share = rate(self.step, self.recipe.steps - self.recipe.last_steps, self.recipe.last_steps)
         for optimizer, peak in zip(self.optimizers, (self.recipe.muon_rate, self.recipe.adam_rate), strict=True):
             optimizer.param_groups[0]["lr"] = peak * share
             optimizer.zero_grad(set_to_none=False)
@@ -125,14 +127,11 @@ class Trainer:
 
     def keep(self) -> None:
         """Keep the weights as they are, for the mean."""
-        self.kept.append({name: weight.clone() for name, weight in self.model.state_dict().items()})
+        self.kept = {name: weight.clone() for name, weight in self.model.state_dict().items()}
 
     def take_mean(self) -> None:
-        """Give the model the mean of the weights that were kept."""
-        import torch
-
-        mean = {name: torch.stack([each[name] for each in self.kept]).mean(0) for name in self.kept[0]}
-        self.model.load_state_dict(mean)
+        """Give the model the mean of its weights and those that were kept."""
+        self.model.load_state_dict({name: (self.kept[name] + now) / 2 for name, now in self.model.state_dict().items()})
 
     def save(self, path: Path, *, digest: str) -> None:
         """Write a checkpoint, whole or not at all.
@@ -185,30 +184,24 @@ class Trainer:
         self.seconds, self.cpu_seconds = state["seconds"], state["cpu_seconds"]
 
 
-PIECES = ((2400, 3000, 1200), (3300, 3300, 1800), (3700, 3700, 1200), (4000, 4000, 1200))
-"""Of 4,000 steps: up to where a piece of the learning rate's course goes, where it would be nothing, and its slope."""
+def rate(step: int, first: int, last: int) -> float:
+    """The learning rate as a share of its peak.
 
+    Up over 100 steps, level for two fifths of the first part, down to nothing; in the last part from a quarter to
+    nothing.
 
-def rate(step: int, steps: int) -> float:
-    """The learning rate as a share of its peak: up over 100 steps, level, down to a half, to nothing, and twice more.
-
-    Example:
-        >>> [rate(step, 4000) for step in (0, 99, 1800, 2400, 3400, 3700, 4000)]
-        [0.01, 1.0, 1.0, 0.5, 0.25, 0.25, 0.0]
-    """
-    scaled = [tuple(knot * steps // 4000 for knot in piece) for piece in PIECES]
-    _, nothing, slope = next((piece for piece in scaled if step < piece[0]), scaled[-1])
-    return max(0.0, min(1.0, (step + 1) / 100, (nothing - step) / max(1, slope)))
-
-
-def averaged(steps: int) -> tuple[int, ...]:
-    """The steps whose weights the model is the mean of: each time that the learning rate has come to nothing.
+    Args:
+        step: Which update.
+        first: Updates of the first part.
+        last: Updates of the last part.
 
     Example:
-        >>> averaged(4000)
-        (3300, 3700, 4000)
+        >>> [rate(step, 4000, 400) for step in (0, 99, 1600, 2800, 4000, 4200)]
+        [0.01, 1.0, 1.0, 0.5, 0.25, 0.125]
     """
-    return tuple(dict.fromkeys(piece[0] * steps // 4000 for piece in PIECES[1:]))
+    if step >= first:
+        return 0.25 * (first + last - step) / last
+    return min(1.0, (step + 1) / 100, (first - step) / (0.6 * first))
 
 
 def fit(
@@ -220,6 +213,9 @@ def fit(
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> None:
     """Train to the end of the recipe, from the checkpoint in `work` if there is one.
+
+    The model then has the mean of its weights after the first part and after the last, at both of which the learning
+    rate has come to nothing: what the last part teaches costs less of the rest so.
 
     Args:
         trainer: The model and its optimisers.
@@ -243,7 +239,7 @@ def fit(
     for step in progress(range(trainer.step, recipe.steps)):
         start, cpu_start = time.perf_counter(), time.process_time()
         trainer.update(rows[step * recipe.batch : (step + 1) * recipe.batch])
-        if trainer.step in averaged(recipe.steps):
+        if trainer.step == recipe.steps - recipe.last_steps:
             trainer.keep()
         trainer.seconds += time.perf_counter() - start
         trainer.cpu_seconds += time.process_time() - cpu_start
