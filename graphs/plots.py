@@ -105,6 +105,8 @@ def faithfulness(
         if any(not (math.isfinite(low) and math.isfinite(high) and low <= high) for low, high in ends):
             raise BadCircuit(f"expected intervals as (lower, upper), finite; one of {name!r} is not.")
 
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     def draw(axes: Axes) -> None:
         for level in (0.0, 1.0):
             axes.axhline(level, color=_FAINT, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
@@ -115,6 +117,9 @@ def faithfulness(
                 low, high = zip(*bands[name], strict=True)
                 axes.fill_between(shares, low, high, color=_COLOURS[number % len(_COLOURS)], alpha=0.15, linewidth=0)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+        axes.xaxis.set_minor_formatter(NullFormatter())  # labels of minor ticks would run into one another
         axes.set_xlabel("share of edges kept", fontsize=_SMALL, color=_INK)
         axes.set_ylabel("faithfulness", fontsize=_SMALL, color=_INK)
 

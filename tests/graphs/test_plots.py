@@ -107,3 +107,10 @@ def test_estimates_against_truth(tmp_path):
         plots.scatter({"a": [(float("nan"), 0.0)]}, tmp_path / "c.svg")
     with pytest.raises(BadCircuit, match="at least one"):
         plots.scatter({}, tmp_path / "c.svg")
+
+
+def test_shares_are_labelled_as_percentages_that_do_not_run_into_one_another(tmp_path: Path) -> None:
+    """Over less than a decade too, where matplotlib would label minor ticks."""
+    plots.faithfulness({"atp": [(0.018, 0.2), (0.086, 0.7)], "acdc": [(0.118, 1.1)]}, tmp_path / "a.svg")
+    labels = re.findall(r">([^<>]*%|[^<>]*10\S*)<", (tmp_path / "a.svg").read_text(encoding="utf-8"))
+    assert labels == ["2%", "5%", "10%"]
