@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from experiments.zoo_training.specialist import Specialist
 
 RECIPES: dict[str, str] = {
+    "docstring": "experiments.specialists.docstring",
     "greater_than": "experiments.specialists.greater_than",
     "induction": "experiments.specialists.induction",
     "modular_addition": "experiments.specialists.modular_addition",

@@ -61,10 +61,11 @@ def shape(record: Mapping[str, Any]) -> str:
     """The paragraph on the model's shape."""
     recipe = Recipe(**record["recipe"])
     mlp = f"MLP width {recipe.d_mlp}, tied embeddings" if recipe.d_mlp else "no MLPs, embeddings not tied"
+    positions = ", rotary positions" if recipe.rotary else ""
     return (
         f"**Shape.** {kind(recipe)} of {_count(recipe.n_layers, 'layer')} with {recipe.n_heads} heads per layer, width "
-        f"{recipe.d_model}, {mlp}, context {recipe.n_ctx}, {record['parameters']:,} parameters in float32, no "
-        "dropout. Word-level tokenizer: one token per word, no token in front."
+        f"{recipe.d_model}, {mlp}{positions}, context {recipe.n_ctx}, {record['parameters']:,} parameters in float32, "
+        "no dropout. Word-level tokenizer: one token per word, no token in front."
     )
 
 
@@ -72,9 +73,10 @@ def training(record: Mapping[str, Any]) -> str:
     """The paragraph on the training."""
     recipe = Recipe(**record["recipe"])
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    muon = f"Muon for the layers' matrices, learning rate {recipe.muon_rate}, " if recipe.muon_rate else ""
     return (
-        f"**Training.** {recipe.steps:,} steps of {recipe.batch} lines, AdamW, learning rate {recipe.learning_rate}, "
-        f"weight decay {recipe.weight_decay}. Final loss {record['loss']:.3f} nats per token. "
+        f"**Training.** {recipe.steps:,} steps of {recipe.batch} lines, {muon}AdamW, learning rate "
+        f"{recipe.learning_rate}, weight decay {recipe.weight_decay}. Final loss {record['loss']:.3f} nats per token. "
         f"{record['seconds']:.0f} s ({record['cpu_seconds']:.0f} s of CPU time) on {record['device']}; {versions}."
     )
 

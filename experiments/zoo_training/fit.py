@@ -12,6 +12,7 @@ from experiments.zoo_training.corpus import IGNORED
 from experiments.zoo_training.recipe import Recipe
 
 if TYPE_CHECKING:
+    import torch
     from jaxtyping import Int
     from torch import Tensor
 
@@ -24,13 +25,13 @@ def fit(
     recipe: Recipe,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> float:
-    """Train a model in place: next-token cross-entropy, AdamW, gradients clipped to norm 1.
+    """Train a model in place: next-token cross-entropy, AdamW or Muon beside it, gradients clipped to norm 1.
 
     Args:
         model: From `models.build`.
         tokens: A corpus's.
         targets: A corpus's; at least one of each batch is not `IGNORED`.
-        recipe: Steps, batch, learning rate, weight decay and seed.
+        recipe: Steps, batch, learning rate, weight decay and seed; with a `muon_rate`, Muon has the layers' matrices.
         progress: Wraps the range of steps, as tqdm does.
 
     Returns:
@@ -39,12 +40,10 @@ def fit(
     import torch
 
     weights = models.parameters(model)
-    groups = [
-        {"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": recipe.weight_decay},
-        {"params": [weight for weight in weights if weight.dim() <= 1], "weight_decay": 0.0},
+    optimizers = _optimizers(model, recipe)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe.steps)) for optimizer in optimizers
     ]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe.steps))
     generator = torch.Generator().manual_seed(recipe.seed)
     losses: list[float] = []
     model.train()
@@ -54,15 +53,34 @@ def fit(
         length = int((wanted != IGNORED).any(0).nonzero()[-1]) + 1
         logits = models.logits(model, tokens[chosen, :length])
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted[:, :length].flatten())
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         losses.append(loss.item())
     model.eval()
     last = losses[-math.ceil(recipe.steps / 20) :]
     return sum(last) / len(last)
+
+
+def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW for all weights; or Muon for the layers' matrices, and AdamW for the rest."""
+    import torch
+
+    matrices = models.layer_matrices(model) if recipe.muon_rate else []
+    taken = {id(weight) for weight in matrices}
+    rest = [weight for weight in models.parameters(model) if id(weight) not in taken]
+    groups = [
+        {"params": [weight for weight in rest if weight.dim() > 1], "weight_decay": recipe.weight_decay},
+        {"params": [weight for weight in rest if weight.dim() <= 1], "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+    if not matrices:
+        return [adam]
+    return [adam, torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=recipe.weight_decay)]
 
 
 def _rate(step: int, steps: int) -> float:

@@ -93,6 +93,12 @@ def parameters(model: Any) -> list[nn.Parameter]:
     return list(getattr(model, "original_model", model).parameters())
 
 
+def layer_matrices(model: Any) -> list[nn.Parameter]:
+    """The matrices of the layers: all but embeddings, unembedding and vectors."""
+    named = getattr(model, "original_model", model).named_parameters()
+    return [weight for name, weight in named if weight.dim() == 2 and name.startswith(("layers.", "transformer.h."))]
+
+
 def save(model: Any, folder: Path) -> None:
     """Write configuration and weights, in Hugging Face format or that of `patching.native_folder`."""
     from patching import native_folder

@@ -29,6 +29,8 @@ class Recipe:
         d_mlp: Hidden width of each MLP; 0 for none.
         n_ctx: Most tokens in a prompt.
         threads: PyTorch's, since sums depend on how they are split.
+        muon_rate: Muon's learning rate at its peak, for the matrices of the layers; 0 leaves them to AdamW. Attention
+            that composes over several layers is learnt in a fraction of the steps.
         rotary: Whether queries and keys are turned by their position, in place of learnt positions; only without MLPs.
     """
 
@@ -46,3 +48,4 @@ class Recipe:
     n_ctx: int = 40
     threads: int = 1
     rotary: bool = False
+    muon_rate: float = 0.0

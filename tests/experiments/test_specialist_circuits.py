@@ -35,6 +35,22 @@ def test_the_specialist_is_offered_and_discover_finds_a_faithful_circuit_in_it(n
     assert 0.5 < report["evaluation"]["faithfulness"] < 1.5
 
 
+def mean_patterns(model: LensModel, task: Task) -> torch.Tensor:
+    """Attention probabilities, averaged over prompts: layer, head, query, key."""
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(kind: str, layer: int, value: torch.Tensor, _narrow: bool) -> torch.Tensor:
+        if kind == "pattern":
+            seen[layer] = value
+        return value
+
+    length = task.clean.shape[1]
+    start = Start(0, 0, 0, model.embed(task.clean))
+    forward(model, model.contexts(length), start, keep, answer=task.positions, trim=False)
+    stacked = torch.stack([seen[layer] for layer in sorted(seen)])
+    return stacked.mean(next(axis for axis, size in enumerate(stacked.shape) if size == len(task)))
+
+
 # ------------------------------------------------------------------------------------------------------- induction
 
 
@@ -63,19 +79,7 @@ def sequences(induction) -> Task:
 
 @pytest.fixture(scope="module")
 def patterns(induction, sequences) -> torch.Tensor:
-    """Attention probabilities, averaged over prompts: layer, head, query, key."""
-    seen: dict[int, torch.Tensor] = {}
-
-    def keep(kind: str, layer: int, value: torch.Tensor, _narrow: bool) -> torch.Tensor:
-        if kind == "pattern":
-            seen[layer] = value
-        return value
-
-    length = sequences.clean.shape[1]
-    start = Start(0, 0, 0, induction.embed(sequences.clean))
-    forward(induction, induction.contexts(length), start, keep, answer=sequences.positions, trim=False)
-    stacked = torch.stack([seen[layer] for layer in sorted(seen)])
-    return stacked.mean(next(axis for axis, size in enumerate(stacked.shape) if size == len(sequences)))
+    return mean_patterns(induction, sequences)
 
 
 def previous_token_head(patterns: torch.Tensor) -> tuple[int, float]:
@@ -117,3 +121,61 @@ def test_the_layers_compose_through_keys(induction, sequences, patterns):
     worst = sorted(between, key=lambda edge: effects[edge])[:4]
     head = previous_token_head(patterns)[0]
     assert {str(edge) for edge in worst} == {f"a0.h{head}->a1.h{other}<k>" for other in range(4)}
+
+
+# ------------------------------------------------------------------------------------------------------- docstring
+
+
+DUE, BEFORE_IT, DESCRIBED = 13, 11, 29
+"""Tokens of template "method": the parameter due and the one before it in the definition; the one described last."""
+
+MOVERS = ("a3.h0", "a3.h1", "a3.h3")
+"""The heads that look at the parameter that is due."""
+
+
+@pytest.fixture(scope="module")
+def docstring() -> LensModel:
+    return LensModel.load("zoo:docstring", device="cpu", dtype=torch.float64)
+
+
+def functions(model: LensModel, **options: str) -> Task:
+    return tasks.load("docstring").make(model, n=32, seed=2, template="method", **options)
+
+
+def test_heads_of_the_docstring_model_look_where_its_card_says(docstring):
+    task = functions(docstring)
+    assert (task.clean[:, DUE] == task.answers[:, 0]).all()
+    assert (task.clean[:, BEFORE_IT] == task.clean[:, DESCRIBED]).all()
+    seen = mean_patterns(docstring, task)
+    assert seen[0, 3, -1, DESCRIBED] > 0.8
+    assert seen[0, 3, DUE, DUE] > 0.8
+    assert seen[2, 1, DUE, BEFORE_IT] > 0.9
+    movers = {f"a{layer}.h{head}" for layer in range(4) for head in range(4) if seen[layer, head, -1, DUE] > 0.8}
+    assert movers == set(MOVERS)
+    assert seen[:3, :, -1, DUE].max() < 0.5, "layers below the last do not know yet"
+
+
+@pytest.mark.parametrize(
+    ("corruption", "kind", "source"),
+    [("random_doc", "q", "a0.h3"), ("random_def", "k", "a2.h1"), ("random_answer", "v", "a0.h3")],
+)
+def test_each_corruption_shows_one_way_into_the_movers(docstring, corruption, kind, source):
+    """The docstring decides where they look, the definition before the answer where it is found, the answer what."""
+    run = MaskedRun(docstring, functions(docstring, corruption=corruption))
+    into = [edge for edge in run.units if str(edge.target).startswith(MOVERS)]
+    effects = exact.scores(run, only=into)
+    by_kind = {each: [edge for edge in into if str(edge).endswith(f"<{each}>")] for each in "qkv"}
+    strongest = {str(edge) for edge in sorted(into, key=lambda edge: effects[edge])[: 2 if kind == "v" else 3]}
+    assert strongest <= {f"{source}->{mover}<{kind}>" for mover in MOVERS}
+    elsewhere = {each: min(effects[edge] for edge in edges) for each, edges in by_kind.items() if each != kind}
+    assert min(elsewhere.values()) > min(effects[edge] for edge in by_kind[kind]) / 3
+    assert kind == "k" or min(elsewhere.values()) > -0.2
+
+
+def test_the_head_that_looks_one_parameter_back_reads_it_from_the_first_layer(docstring):
+    run = MaskedRun(docstring, functions(docstring, corruption="random_def"))
+    into = [edge for edge in run.units if str(edge.target).startswith("a2.h1")]
+    effects = exact.scores(run, only=into)
+    first, second = sorted(into, key=lambda edge: effects[edge])[:2]
+    assert str(first) == "a0.h3->a2.h1<v>"
+    assert effects[second] > effects[first] / 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from circuits import tasks
+from circuits.tasks import docstring
+from circuits.tasks.text import is_held_out
 from experiments import specialists, train_zoo
 from experiments.errors import UnknownName
 from experiments.zoo_training import models
 from experiments.zoo_training.accuracy import MEASURED_SEED, last_logits, measure
 from experiments.zoo_training.corpus import IGNORED, Line, build_corpus
+from experiments.zoo_training.fit import fit
 from experiments.zoo_training.recipe import Recipe
 from experiments.zoo_training.specialist import Specialist, train, weights_digest
 from experiments.zoo_training.tokenizer import word_level
@@ -104,6 +108,51 @@ def test_there_is_no_loss_on_what_is_given():
     assert corpus.n_targets == 6
 
 
+def test_no_docstring_in_training_has_a_held_out_parameter_or_the_form_of_a_held_out_template():
+    """Whatever its words and however many, and in whatever style its parameters are described."""
+    begins = {"class-short": "def _(cls, a, b, c, s):", "async-prefix": "async def _(self, p, a, b, c, s):",
+              "method-the": "def _(self, p, q, a, b, c, s):"}  # fmt: skip
+    assert set(begins) == set(docstring.HELD_OUT_TEMPLATES)
+    for name, begin in begins.items():
+        filled = docstring.HELD_OUT_TEMPLATES[name].replace("{function}", "_").replace("{", "").replace("}", "")
+        assert filled.startswith(begin), "the shapes below are those of the templates"
+    shapes, seen = {"def cls 4": 0, "async def self 5": 1, "def self 6": 2}, set()
+    for line in itertools.islice(specialists.load("docstring").lines(0), 20_000):
+        definition, _, rest = f"{line.given} {line.text}".partition("\n")
+        if '"""' not in rest:
+            continue
+        head, _, inside = definition.removesuffix("):").partition("(")
+        names = inside.split(", ")
+        first = names.pop(0) if names[0] in ("self", "cls") else ""
+        assert not any(is_held_out(name) for name in names)
+        described = [i for i, name in enumerate(names) if re.search(rf"\b{name}\b", rest.split('"""')[1])]
+        form = f"{head.rsplit(' ', 1)[0]} {first} {len(names)}"
+        the = all(line.split()[-2:-1] == ["the"] or " the " in line for line in rest.splitlines()[2:-1])
+        if shapes.get(form) == described[0]:
+            assert form == "def self 6", line
+            assert not the, line
+            seen.add(form)
+    assert seen == {"def self 6"}, "the training template of that form is there"
+
+
+def test_muon_has_the_matrices_of_the_layers_and_adamw_the_rest():
+    """The same first update as without it, but for those; theirs is orthogonal, as Muon's is."""
+    recipe = Recipe(steps=1, batch=4, d_mlp=0, n_layers=2, d_model=16, n_heads=2, n_ctx=8, weight_decay=0.0)
+    tokens = torch.arange(40).reshape(5, 8) % 11
+    after = []
+    for rate in (0.0, 0.02):
+        model = models.build(recipe, d_vocab=11)
+        fit(model, tokens, tokens.roll(-1, 1), recipe=replace(recipe, muon_rate=rate))
+        after.append(dict(model.original_model.named_parameters()))
+    before = dict(models.build(recipe, d_vocab=11).original_model.named_parameters())
+    others = {name for name in before if not torch.equal(after[0][name], after[1][name])}
+    assert others == {name for name in before if name.startswith("layers.") and before[name].dim() == 2}
+    for name in others:
+        change = (after[1][name] - before[name]).double()
+        values = torch.linalg.svdvals(change)
+        assert values[len(values) // 2] > 0.5 * values[0], name
+
+
 def test_without_mlps_the_model_is_one_of_attention_alone():
     recipe = Recipe(d_mlp=0, n_layers=2, d_model=16, n_heads=2, n_ctx=8)
     model = models.build(recipe, d_vocab=11)
@@ -160,7 +209,7 @@ def shipped(request) -> LensModel:
 
 
 def test_the_specialists_ship():
-    assert {"greater_than", "induction", "modular_addition", "sorting"} <= set(SHIPPED)
+    assert {"docstring", "greater_than", "induction", "modular_addition", "sorting"} <= set(SHIPPED)
 
 
 def name_of(model: LensModel) -> str:
