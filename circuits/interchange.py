@@ -109,7 +109,8 @@ def report(
     Cost: n forwards with one node or set replaced, for each, and two plain runs of n prompts.
 
     Raises:
-        InvalidOption: the model has fewer layers or heads than the program, or another vocabulary.
+        InvalidOption: the model has fewer layers or heads than the program, or another vocabulary; or the program has
+            no variables that nodes could hold.
 
     Example:
         >>> from patching import compiled
@@ -230,6 +231,8 @@ def subsets(nodes: Sequence[Node]) -> list[tuple[Node, ...]]:
 
 
 def _check(model: LensModel, program: Program, aligned: Sequence[Node]) -> None:
+    if not aligned:
+        raise InvalidOption(f"expected a program with variables for nodes to hold; {program.name} has none.")
     missing = [str(node) for node in aligned if node not in model.graph.source_index]
     if missing:
         raise InvalidOption(

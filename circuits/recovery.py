@@ -2,7 +2,8 @@
 
 Where the truth is known (a compiled model, a circuit worked out by hand), a found circuit is a classification of edges
 or nodes. One circuit gives precision and recall; scores, or circuits at several thresholds, give a curve of true over
-false positive rate. Agreement with a reference is not faithfulness: see `circuits.evaluation` for that.
+false positive rate. `circuits.reference.compare` does all of it at once, and knows published circuits. Agreement with
+a reference is not faithfulness: see `circuits.evaluation` for that.
 
 Edges count once, at whichever positions they are. Nodes are those that write: input, heads and MLPs.
 """
@@ -64,6 +65,12 @@ class Overlap:
         """Harmonic mean of precision and recall."""
         return _ratio(2 * self.found_and_true, 2 * self.found_and_true + self.found_only + self.true_only)
 
+    @property
+    def jaccard(self) -> float:
+        """Shared units over all units of either circuit; 1 for two empty circuits, as in `graphs.compare`."""
+        share = _ratio(self.found_and_true, self.found_and_true + self.found_only + self.true_only)
+        return 1.0 if share is None else share
+
 
 @dataclass(frozen=True)
 class Recovery:
@@ -79,7 +86,7 @@ class Recovery:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, counts and rates."""
-        rates = ("precision", "recall", "false_positive_rate", "f1")
+        rates = ("precision", "recall", "false_positive_rate", "f1", "jaccard")
         return {
             name: asdict(overlap) | {rate: getattr(overlap, rate) for rate in rates}
             for name, overlap in (("edges", self.edges), ("nodes", self.nodes))
@@ -153,21 +160,23 @@ def recover(found: Circuit, true: Circuit) -> Recovery:
     )
 
 
-def roc(found: Scores | Sequence[Circuit], true: Circuit, *, level: Level = "edge", signed: bool = False) -> Roc:
+def roc(
+    found: Scores | Circuit | Sequence[Circuit], true: Circuit, *, level: Level = "edge", signed: bool = False
+) -> Roc:
     """How well scores, or circuits at several thresholds, tell the true units from the others.
 
     Scores are cut at each of their values; units with equal scores enter together. Scores of edges also rank nodes: a
     node enters with the first edge at either end of it, as it would in circuits of growing size.
 
     Args:
-        found: scores of edges or nodes, or circuits such as those of a sweep over tau.
+        found: scores of edges or nodes, a circuit, or circuits such as those of a sweep over tau.
         true: the reference, of the same architecture.
         level: what to tell apart, ``edge`` or ``node``.
         signed: rank scores by how much a unit helps instead of by absolute effect.
 
     Raises:
-        InvalidOption: models of different shape, scores of another level, no circuits, or a reference that holds every
-            unit or none, so that nothing can be told apart.
+        InvalidOption: models of different shape, scores of another level or that are NaN, no circuits, or a reference
+            that holds every unit or none, so that nothing can be told apart.
 
     Source: arXiv 2304.14997 (section 4.2 and appendix): Pareto front with (0, 0) and (1, 1), pessimistic area.
 
@@ -199,16 +208,49 @@ def roc(found: Scores | Sequence[Circuit], true: Circuit, *, level: Level = "edg
     )
 
 
+def rocs(found: Scores | Circuit | Sequence[Circuit], true: Circuit, *, signed: bool = False) -> dict[Level, Roc]:
+    """`roc` on each level on which the reference tells units apart: where it holds some of them and not all.
+
+    Scores of nodes give no curve of edges.
+
+    Args:
+        found: as for `roc`.
+        true: the reference, of the same architecture.
+        signed: as for `roc`.
+
+    Raises:
+        InvalidOption: as `roc`, but for a reference of every unit or none.
+
+    Example:
+        >>> from patching import compiled
+        >>> true = compiled.truth("and_gate")  # every node is in it
+        >>> list(rocs(true, true))
+        ['edge']
+    """
+    levels: tuple[Level, ...] = ("node",) if isinstance(found, Scores) and found.level == "node" else ("edge", "node")
+    curves: dict[Level, Roc] = {}
+    for level in levels:
+        positive = _members(true, level)
+        if bool(positive.any()) and not bool(positive.all()):
+            curves[level] = roc(found, true, level=level, signed=signed)
+    return curves
+
+
 def auroc(values: Float[Tensor, " unit"], positive: Bool[Tensor, " unit"]) -> float:
     """The probability that a positive unit has a larger value than another; ties count half.
 
     Raises:
-        InvalidOption: there are no positive units, or only those.
+        InvalidOption: there are no positive units, or only those; the two are not equally long; a value is NaN.
 
     Example:
         >>> auroc(torch.tensor([3.0, 1.0, 2.0, 1.0]), torch.tensor([True, True, False, False]))
         0.625
     """
+    if values.shape != positive.shape:
+        raise InvalidOption(
+            f"expected a value and a flag for each unit; got {tuple(values.shape)} values and {tuple(positive.shape)} "
+            "flags."
+        )
     if not bool(positive.any()) or bool(positive.all()):
         raise InvalidOption(f"expected some positive units and some others; got {int(positive.sum())} of "
                             f"{len(positive)}.")  # fmt: skip
@@ -260,7 +302,8 @@ def _of_scores(scores: Scores, true: Circuit, level: Level, signed: bool) -> tup
     return _curve(values, _members(true, level))
 
 
-def _of_circuits(circuits: Sequence[Circuit], true: Circuit, level: Level) -> tuple[Point, ...]:
+def _of_circuits(found: Circuit | Sequence[Circuit], true: Circuit, level: Level) -> tuple[Point, ...]:
+    circuits = (found,) if isinstance(found, Circuit) else found
     if not circuits:
         raise InvalidOption("expected at least one circuit; got none.")
     points = []
@@ -273,6 +316,10 @@ def _of_circuits(circuits: Sequence[Circuit], true: Circuit, level: Level) -> tu
 
 def _curve(values: Float[Tensor, " unit"], positive: Bool[Tensor, " unit"]) -> tuple[Point, ...]:
     """Rates at every cut, equal values together."""
+    if bool(values.isnan().any()):
+        raise InvalidOption(
+            f"expected values that can be ranked; {int(values.isnan().sum())} of {len(values)} are not numbers (NaN)."
+        )
     order = torch.argsort(values, descending=True, stable=True)
     ordered = values[order]
     last = torch.cat((ordered[1:] != ordered[:-1], torch.tensor([True])))

@@ -707,7 +707,10 @@ def evaluate(
     curve: Annotated[
         bool, typer.Option("--curve", help="Judge other sizes from the run's scores, with CPR and CMD.")
     ] = False,
-    truth: Annotated[Path | None, typer.Option(help="The true circuit, to count what was found of it.")] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(help="The true circuit, a run, a file or a name such as ioi: what was found of it."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write everything as JSON, too.")] = None,
     figure: Annotated[Path | None, typer.Option(help="With --curve: draw it, as .svg, .pdf or .png.")] = None,
     quiet: Quiet = False,

@@ -333,7 +333,7 @@ def require_shipped(model: str) -> None:
     Raises:
         UnknownName: It is not; the nearest are offered.
     """
-    if model.startswith("zoo:") and not compiled.is_compiled(model):
+    if model.startswith("zoo:") and model not in zoo() and not compiled.is_compiled(model):
         require_known("a model that ships", model, known_zoo())
 
 

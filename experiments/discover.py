@@ -26,8 +26,7 @@ from experiments import config as settings
 from experiments import environment, exact_shards, report, saved_runs, task_files
 from experiments.config import Config, PatchConfig, command_line
 from experiments.errors import BadConfig, Interrupted, NoMemory
-from experiments.model_files import digest, digests, zoo
-from experiments.nearest import did_you_mean
+from experiments.model_files import digest, digests
 from experiments.progress_display import Display, Silence
 from experiments.run_directory import (
     CONFIG,
@@ -150,17 +149,12 @@ def units(run: MaskedRun, config: Config) -> MaskedRun:
 
 def load_model(config: Config | PatchConfig | AttributeConfig) -> LensModel:
     """The model of a config, on its device; one thread where more would only wait for each other."""
-    from patching.errors import ModelNotFound
     from patching.lens import LensModel
 
     _require_device(config.device)
-    try:
-        model = LensModel.load(config.model, device=config.device)
-        _choose_threads(model)
-        return model
-    except ModelNotFound as error:
-        hint = did_you_mean(config.model, zoo())
-        raise ModelNotFound(f"{error}{hint}") from error
+    model = LensModel.load(config.model, device=config.device)
+    _choose_threads(model)
+    return model
 
 
 def _choose_threads(model: LensModel) -> None:

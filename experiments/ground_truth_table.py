@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING
 from circuits import acdc
 from circuits.recovery import auroc
 from experiments import known_scores
+from experiments.errors import BadConfig
 from experiments.known_scores import DECIMALS, Ranking, rank_edges, rank_trained
+from experiments.nearest import require_known
 from graphs.circuit import Circuit
+from graphs.errors import WiretraceError
 from patching import LensModel, MaskedRun, compiled, exact
 from patching.compiled.trained import SUFFIX, ZOO
 
@@ -104,7 +107,8 @@ def measure(
         sharpness: of the heads; that of the compiler by default, at which patterns are saturated.
 
     Raises:
-        ModelNotFound: there is no such program.
+        UnknownName: there is no such program; models with LayerNorm and trained ones are none.
+        InvalidOption: sharpness is not a positive number, or there are no prompts.
 
     Example:
         >>> measure("previous_token", prompts=8).acdc.f1
@@ -114,7 +118,9 @@ def measure(
 
     from patching.compiled.compiler import SHARPNESS, compile_program
 
-    model = compile_program(compiled.program(name), dtype=torch.float64, sharpness=sharpness or SHARPNESS)
+    require_known("a program", name, compiled.PROGRAMS)
+    sharpness = SHARPNESS if sharpness is None else sharpness
+    model = compile_program(compiled.program(name), dtype=torch.float64, sharpness=sharpness)
     run = MaskedRun(model, compiled.task(name, n=prompts, seed=seed))
     truth = compiled.truth(name)
     positive = run.mask_of(truth).bool()
@@ -223,34 +229,61 @@ def trained_models(names: Iterable[str]) -> str:
 
 
 def printed(what: str, names: Sequence[str], *, prompts: int, seed: int, sharpness: float | None) -> str:
-    """One of the tables, a key of `TABLES`, in Markdown."""
+    """One of the tables, a key of `TABLES`, in Markdown.
+
+    Args:
+        what: which.
+        names: of programs; in tables of trained models, of those that have one.
+        prompts: pairs of prompts.
+        seed: of the draw.
+        sharpness: of the heads, in the first table alone; that of the compiler by default.
+
+    Raises:
+        UnknownName: there is no such program, or it has no trained model.
+        BadConfig: a sharpness for another table.
+    """
+    if sharpness is not None and what != "circuits":
+        raise BadConfig(
+            f"expected --sharpness with --table circuits alone; the models of --table {what} have their own."
+        )
+    known = _trained_programs() if what in ("models", "trained") else tuple(compiled.PROGRAMS)
+    for name in names:
+        require_known("a program with a trained model" if what in ("models", "trained") else "a program", name, known)
+    names = names or known
     if what == "circuits":
         return table(measure(name, prompts=prompts, seed=seed, sharpness=sharpness) for name in names)
     if what == "auroc":
         return known_scores.table(edge_rankings(names, prompts=prompts, seed=seed))
-    shipped = [name for name in names if f"zoo:{name}{SUFFIX}" in compiled.trained_names()]
     if what == "models":
-        return trained_models(shipped)
-    return "\n\n".join(
-        known_scores.table(rows) for rows in trained_rankings(shipped, prompts=prompts, seed=seed) if rows
-    )
+        return trained_models(names)
+    return "\n\n".join(known_scores.table(rows) for rows in trained_rankings(names, prompts=prompts, seed=seed) if rows)
 
 
-def main() -> None:
-    """Measure and print."""
+def _trained_programs() -> tuple[str, ...]:
+    """The programs that have a trained model, in their own order."""
+    return tuple(name for name in compiled.PROGRAMS if f"zoo:{name}{SUFFIX}" in compiled.trained_names())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.ground_truth_table", description=__doc__)
-    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help="all by default")
+    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help="all of the table by default")
     parser.add_argument("--prompts", type=int, default=32, help="pairs of prompts")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sharpness", type=float, default=None, help="of the heads; 200 by default, 20 leaks 0.005 %%")
+    parser.add_argument(
+        "--sharpness", type=float, help="of the heads, for --table circuits; 200 by default, 20 leaks 0.005 %%"
+    )
     parser.add_argument("--table", choices=TABLES, default="circuits", help="which table")
-    options = parser.parse_args()
-    names = options.programs or list(compiled.PROGRAMS)
-    for name in names:
-        compiled.program(name)
+    options = parser.parse_args(arguments)
     chosen = {"prompts": options.prompts, "seed": options.seed, "sharpness": options.sharpness}
-    sys.stdout.write(printed(options.table, names, **chosen) + "\n")
+    try:
+        found = printed(options.table, options.programs, **chosen)
+    except WiretraceError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return 1
+    sys.stdout.write(f"{found}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,7 +24,7 @@ from graphs.errors import BadFile
 if TYPE_CHECKING:
     from circuits.curves import Curve
     from circuits.evaluation import Report
-    from circuits.recovery import Recovery
+    from circuits.reference import Agreement
     from patching.scores import Scores
 
 SCHEMA: Final = "wiretrace-judgement/1"
@@ -40,14 +40,14 @@ class Judgement:
         report: Faithfulness and the rest.
         tests: Hypothesis tests by name, if asked for.
         curves: Faithfulness against size with CPR and CMD, by absolute and by signed scores, if asked for.
-        recovery: Against a true circuit, if one was given.
+        recovery: Against a known circuit, if one was given.
     """
 
     config: Config
     report: Report
     tests: Mapping[str, Any]
     curves: Mapping[str, Curve]
-    recovery: Recovery | None
+    recovery: Agreement | None
 
     def __str__(self) -> str:
         parts = [str(self.report)]
@@ -104,7 +104,7 @@ def judge(
     knockout: bool = False,
     tests: bool = False,
     curve: bool = False,
-    true: Path | None = None,
+    true: str | None = None,
     show: Display | None = None,
 ) -> Judgement:
     """Judge a circuit on held-out prompts.
@@ -116,7 +116,8 @@ def judge(
         knockout: Also take its edges out of the whole model, one after the other.
         tests: Also test hypotheses about it.
         curve: Also judge circuits of other sizes from its run's scores.
-        true: The file of a true circuit to hold it against.
+        true: A known circuit to hold it against: a name of `circuits.reference`, a run directory or a file. With
+            `curve`, the run's scores are held against it too.
         show: Where progress goes.
 
     Raises:
@@ -124,13 +125,13 @@ def judge(
     """
     from circuits import evaluate
     from circuits.hypothesis_tests import battery
-    from circuits.recovery import recover
+    from circuits.reference import compare
     from patching.masked import MaskedRun
 
     show = show or Silence()
     circuit = saved_runs.circuit_at(source)
-    truth = None if true is None else saved_runs.circuit_at(true)
     scores = _scores(source) if curve else None
+    recovery = None if true is None else compare(circuit, saved_runs.known_circuit(true), scores=scores)
     with stoppable(), enough_memory():
         show.say(f"Loading {config.model} …")
         model = load_model(config)
@@ -144,7 +145,7 @@ def judge(
             with show.steps("tests", unit="test") as progress:
                 found = battery(run, circuit, seed=config.seed, progress=progress)
         curves = {} if scores is None else size_curves.both(run, scores, seed=config.seed)
-    return Judgement(config, report, found, curves, None if truth is None else recover(circuit, truth))
+    return Judgement(config, report, found, curves, recovery)
 
 
 def _scores(source: Path) -> Scores:

@@ -26,6 +26,7 @@ from experiments.discover import SEARCH_SPLIT, enough_memory, stoppable, to_json
 from experiments.errors import BadConfig
 from experiments.nearest import did_you_mean, require_known
 from experiments.progress_display import Display, Silence
+from experiments.saved_runs import known_circuit
 from graphs.atomic import read_text, write_text
 from graphs.circuit import Circuit
 from graphs.errors import WiretraceError
@@ -49,7 +50,8 @@ class KnownCircuit:
         task: A name of `circuits.tasks`.
         model: As for `wiretrace discover`.
         methods: Name of a method to its options; at most one of them a list, which is swept.
-        reference: Path of a circuit file, or a name of `circuits.reference`; None for a compiled model's own circuit.
+        reference: A name of `circuits.reference`, or the path of a run or a circuit file; None for a compiled model's
+            own circuit.
         metric: What runs are judged by; None for the task's own.
         ablation: What an ablated edge carries. `zero` also asks for edges whose value never changes.
         prompts: How many pairs.
@@ -186,20 +188,19 @@ def reference(config: KnownCircuit) -> Circuit:
     Raises:
         BadConfig: The model was neither compiled nor trained to a program, and the config names no circuit.
     """
-    from circuits.reference import REFERENCES
-    from circuits.reference import load as published
+    from circuits import reference as references
     from patching import compiled
 
     if config.reference is not None:
-        known = config.reference in REFERENCES
-        return published(config.reference).circuit if known else Circuit.load(config.reference)
+        named = known_circuit(config.reference)
+        return named if isinstance(named, Circuit) else named.circuit
     if config.model in compiled.trained_names():
         return compiled.truth(config.model)
     if compiled.is_compiled(config.model):
         return compiled.truth(config.model, constants=config.ablation == "zero")
     raise BadConfig(
         f"expected a reference: nobody knows the circuit of {config.model} by construction. Name one of "
-        f"{', '.join(REFERENCES)}, or the file of a circuit."
+        f"{', '.join(references.names())}, or the file of a circuit."
     )
 
 
@@ -262,20 +263,10 @@ def _found(run: MaskedRun, method: Method, options: Mapping[str, Any], progress:
 
 
 def _rows(name: str, found: Scores | Sequence[Circuit], true: Circuit, *, seconds: float) -> list[Row]:
-    from circuits.recovery import roc
+    from circuits.recovery import rocs
 
-    rows = []
-    for level in _levels(true):
-        curve = roc(found, true, level=level)
-        rows.append(Row(name, level, curve.pessimistic_auc, curve.auc, curve.points, seconds))
-    return rows
-
-
-def _levels(true: Circuit) -> list[Literal["edge", "node"]]:
-    """The levels on which there is anything to tell apart: where some units are true and not all."""
-    writers = {edge.source for edge in true.edges} | set(true.nodes) & set(true.graph.sources)
-    counts = {"edge": (true.n_edges, true.n_possible), "node": (len(writers), len(true.graph.sources))}
-    return [level for level in LEVELS if 0 < counts[level][0] < counts[level][1]]
+    curves = rocs(found, true).items()
+    return [Row(name, level, curve.pessimistic_auc, curve.auc, curve.points, seconds) for level, curve in curves]
 
 
 # ------------------------------------------------------------------------------------------------------- what is left

@@ -12,7 +12,8 @@ from circuits.methods import METHODS
 from experiments.config import ABLATIONS, KINDS, METRICS, PATCHING, default_model
 from experiments.model_files import FAMILIES, Shipped, describe, sizes, zoo
 from graphs.errors import WiretraceError
-from patching import compiled
+from patching import agreement_toy, compiled
+from patching.compiled.norms import SUFFIX
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,14 +22,23 @@ WIDE: Final = 120
 """Columns from which a listing is a table of several columns."""
 
 
-def model_rows() -> list[dict[str, Any]]:
-    """Every model, as plain data: those that ship as files, then those compiled from programs."""
-    shipped = [_shipped_row(describe(name)) for name in zoo()]
-    return [*shipped, *map(_compiled_row, compiled.zoo_names())]
+def model_rows() -> list[Mapping[str, Any]]:
+    """Every model, as plain data: those that ship as files, those compiled from programs, the one made by hand.
+
+    A compiled model that there is with LayerNorm too is followed by that one.
+    """
+    rows: list[Mapping[str, Any]] = [_shipped_row(describe(name)) for name in zoo()]
+    normed = compiled.layer_norm_names()
+    for name in compiled.zoo_names():
+        both = (name, f"{name}{SUFFIX}")
+        rows += [_compiled_row(each, layer_norm=each in normed) for each in both if each == name or each in normed]
+    return [*rows, _HAND_MADE]
 
 
 def models(*, width: int = WIDE) -> list[Table]:
     """Models that ship as files, with accuracy and provenance, and compiled ones, with what they compute.
+
+    A compiled model and the same with LayerNorm stand in one row.
 
     Args:
         width: Columns of the terminal; facts stand below each other where it is narrow.
@@ -36,7 +46,11 @@ def models(*, width: int = WIDE) -> list[Table]:
     trained, built = [], []
     for row in model_rows():
         truth = _truth(row)
-        if row["provenance"] == "compiled":
+        if row.get("layer_norm"):
+            name, (computes, shape, _) = built[-1]
+            built[-1] = (f"{name}\n{row['model']}", (computes, f"{shape}\n{row['shape']}, LayerNorm", truth))
+            continue
+        if "computes" in row:
             built.append((row["model"], (row["computes"], row["shape"], truth)))
             continue
         count = "? weights" if row["parameters"] is None else f"{row['parameters']:,} weights"
@@ -73,19 +87,34 @@ def _shipped_row(found: Shipped) -> dict[str, Any]:
     }
 
 
-def _compiled_row(name: str) -> dict[str, Any]:
+def _compiled_row(name: str, *, layer_norm: bool) -> dict[str, Any]:
     program, truth = compiled.program(name), compiled.truth(name)
     shape = truth.architecture
+    width = program.width * (1 + layer_norm)  # which holds everything twice
     return {
         "model": name,
         "provenance": "compiled",
         "computes": program.description,
-        "shape": sizes(shape.n_layers, shape.n_heads, program.width),
-        "tasks": [name.removeprefix("zoo:")],
-        "truth": name.removeprefix("zoo:"),
+        "shape": sizes(shape.n_layers, shape.n_heads, width),
+        "layer_norm": layer_norm,
+        "tasks": [program.name],
+        "truth": program.name,
         "true_edges": truth.n_edges,
         "possible_edges": truth.n_possible,
     }
+
+
+_HAND_MADE: Final[Mapping[str, Any]] = {
+    "model": agreement_toy.NAME,
+    "provenance": "made by hand",
+    "computes": "number agreement: is or are, whatever noun stands between; made by hand, for circuits of features",
+    "shape": sizes(1, 1, len(agreement_toy.DIRECTIONS)),
+    "layer_norm": False,
+    "tasks": [],
+    "truth": "circuits.features.agreement_toy",
+    "true_edges": None,
+    "possible_edges": None,
+}
 
 
 def _truth(row: Mapping[str, Any]) -> str:
@@ -118,7 +147,7 @@ def families() -> str:
 
 def task_rows() -> list[dict[str, Any]]:
     """Every task, as plain data: what it asks, its splits and corruptions, the models made for it, the default one."""
-    models_of: dict[str, list[dict[str, Any]]] = {}
+    models_of: dict[str, list[Mapping[str, Any]]] = {}
     for row in model_rows():
         for task in row["tasks"]:
             models_of.setdefault(task, []).append(row)

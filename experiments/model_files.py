@@ -19,7 +19,7 @@ from typing import Any, Final
 import patching
 from circuits import features
 from graphs.errors import BadFile
-from patching import compiled
+from patching import agreement_toy, compiled
 
 ZOO: Final = Path(patching.__file__).parent / "zoo"
 COMPILER: Final = Path(compiled.__file__).parent
@@ -88,8 +88,8 @@ def zoo() -> tuple[str, ...]:
 
 
 def known_zoo() -> tuple[str, ...]:
-    """Everything that `zoo:NAME` can mean: models that ship, and those compiled from programs."""
-    return (*zoo(), *compiled.zoo_names())
+    """Everything that `zoo:NAME` can mean: models that ship, those compiled from programs, and the one made by hand."""
+    return (*zoo(), *compiled.zoo_names(), *compiled.layer_norm_names(), agreement_toy.NAME)
 
 
 def describe(name: str) -> Shipped:
@@ -131,9 +131,12 @@ def _folder(name: str) -> Path | None:
         return COMPILER
     if name.startswith("zoo:"):
         return ZOO / name.removeprefix("zoo:")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path
+    except (OSError, RuntimeError):  # too long a name, or a home that nobody has
+        return None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -228,12 +231,19 @@ def _tasks(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _accuracy(record: Mapping[str, Any], task: str) -> dict[str, float]:
-    """Accuracy per held-out split of a task, from the record that a training script leaves."""
+    """Accuracy per held-out split of a task, from the record that a training script leaves.
+
+    A split whose name begins with `train-` is a part of the training split.
+    """
     by_task = record.get("accuracy")
     splits = by_task.get(task) if isinstance(by_task, dict) else None
     rows = splits.items() if isinstance(splits, dict) else ()
-    found = {split: _number(row.get("accuracy")) for split, row in rows if split != "train" and isinstance(row, dict)}
-    return {split: accuracy for split, accuracy in found.items() if accuracy is not None}
+    found = {split: _number(row.get("accuracy")) for split, row in rows if isinstance(row, dict)}
+    return {
+        split: accuracy
+        for split, accuracy in found.items()
+        if accuracy is not None and split != "train" and not split.startswith("train-")
+    }
 
 
 def _number(value: Any) -> float | None:

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments import decision_log, report
 from experiments.config import Config, command_line
 from experiments.errors import BadConfig, BadRun
-from experiments.nearest import require_known
+from experiments.nearest import did_you_mean, require_known
 from experiments.run_directory import DECISIONS, RESULTS, Status, done_so_far, status
 from graphs.atomic import read_text
 from graphs.circuit import Circuit
@@ -19,6 +19,9 @@ from graphs.errors import BadFile
 from graphs.export import EXPORTS, FORMATS, format_of
 from graphs.importing import load
 from graphs.trace import Step
+
+if TYPE_CHECKING:
+    from circuits.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,28 @@ def circuit_at(path: Path) -> Circuit:
 
         return read_pt(path).circuit
     return load(path) if path.name.lower().endswith(tuple(EXPORTS)) else Circuit.load(path)
+
+
+def known_circuit(source: str) -> Reference | Circuit:
+    """A circuit to hold others against: one of `circuits.reference` by its name, or that of a run or a file.
+
+    A name comes first; `./ioi` is the folder.
+
+    Raises:
+        BadFile: There is nothing of that name; the nearest reference is offered.
+        BadRun: As `circuit_at`.
+    """
+    from circuits import reference
+
+    known = reference.names()
+    if source in known:
+        return reference.load(source)
+    if not Path(source).exists():
+        raise BadFile(
+            f"there is no run or file {source}; check the path, or name a reference circuit: {', '.join(known)}."
+            f"{did_you_mean(source, known)}"
+        )
+    return circuit_at(Path(source))
 
 
 def course(folder: Path) -> tuple[list[Step], Config]:

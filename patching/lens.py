@@ -89,9 +89,9 @@ class LensModel:
         """Load a model for analysis.
 
         Args:
-            source: ``zoo:NAME`` for a model that ships or is compiled (`patching.compiled`), a directory in Hugging
-                Face format (config.json and safetensors weights) or of a native model (`patching.native_folder`), or
-                the name of a model on the Hugging Face hub.
+            source: ``zoo:NAME`` for a model that ships, is compiled (`patching.compiled`) or made by hand
+                (`patching.agreement_toy`), a directory in Hugging Face format (config.json and safetensors weights) or
+                of a native model (`patching.native_folder`), or the name of a model on the Hugging Face hub.
             device: where to put it; the first CUDA device if there is one, else the CPU.
             dtype: of the weights. float32 is the default because half precision cannot rank small effects.
 
@@ -104,10 +104,12 @@ class LensModel:
             >>> LensModel.load("zoo:ioi").architecture.n_layers > 1
             True
         """
-        from patching import compiled, native_folder
+        from patching import agreement_toy, compiled, native_folder
 
         name = str(source)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if name == agreement_toy.NAME:
+            return agreement_toy.model(dtype, device=device)
         if compiled.is_compiled(name):
             return compiled.model(name, dtype=dtype, device=device)
         folder = _folder(name)
@@ -452,26 +454,53 @@ def zoo_names() -> tuple[str, ...]:
     return tuple(f"zoo:{path.name}" for path in folders if (path / "config.json").is_file())
 
 
+def near_names(name: str) -> tuple[str, ...]:
+    """The models that a misspelt name may mean, of all that ``zoo:NAME`` can be; the nearest first, at most three.
+
+    Args:
+        name: with or without ``zoo:``, in letters of either case. If that is all that is wrong, there is one answer.
+
+    Example:
+        >>> near_names("Reverse"), near_names("zoo:reverse_lm")
+        (('zoo:reverse',), ('zoo:reverse_ln', 'zoo:reverse', 'zoo:reverse_trained'))
+    """
+    from patching import agreement_toy, compiled
+    from patching.compiled.norms import SUFFIX, why_not
+
+    normed = [f"{each}{SUFFIX}" for each in compiled.zoo_names()]
+    names = [*zoo_names(), *compiled.zoo_names(), *normed, agreement_toy.NAME]
+    known = {each.removeprefix("zoo:").casefold(): each for each in names}
+    folded = name.casefold().removeprefix("zoo:")
+    near = [folded] if folded in known else difflib.get_close_matches(folded, known, n=6)
+    found = (known[each] for each in near)  # which have LayerNorm is asked of these alone: for all it takes a second
+    return tuple(each for each in found if each not in normed or why_not(compiled.program(each)) is None)[:3]
+
+
+def _did_you_mean(name: str) -> str:
+    near = near_names(name)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
 def _folder(name: str) -> Path | None:
     """The directory that a name means, or None for a hub name."""
     if name.startswith("zoo:"):
         if name not in zoo_names():
-            from patching import compiled
-
-            near = difflib.get_close_matches(name, [*zoo_names(), *compiled.zoo_names()], n=3)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise ModelNotFound(
                 f"expected one of {', '.join(zoo_names())} or a compiled model; got {name!r}, which does not ship. "
-                f"`wiretrace models` lists them.{hint}"
+                f"`wiretrace models` lists them.{_did_you_mean(name)}"
             )
         return ZOO / name.removeprefix("zoo:")
-    path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(name).expanduser()
+        is_there, is_folder = path.exists(), path.is_dir()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or a home that nobody has
+        raise ModelNotFound(f"expected a directory with config.json and *.safetensors; {name!r}: {error}") from error
+    if is_folder:
         return path
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".safetensors"):
+    if is_there or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".safetensors"):
         raise ModelNotFound(
             f"expected a directory with config.json and *.safetensors; {name} is "
-            f"{'a file' if path.exists() else 'not there'}."
+            f"{'a file' if is_there else 'not there'}."
         )
     return None
 
@@ -504,20 +533,31 @@ def _require_safe_files(folder: Path) -> None:
 
 
 def _require_reachable(name: str) -> None:
-    """Fail at once, not after many retries, when a hub model is neither cached nor reachable."""
+    """Fail at once, not after many retries, when a hub model is neither cached nor reachable, or can be none."""
     import socket
     from urllib.parse import urlparse
 
     from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except (HFValidationError, OSError) as error:
+        raise ModelNotFound(
+            f"expected a local directory, one of {', '.join(zoo_names()) or 'the shipped models'}, or the name of a "
+            f"model on the Hugging Face hub (letters, digits, -, _ and . after OWNER/); got {name!r}."
+            f"{_did_you_mean(name)}"
+        ) from error
+    if isinstance(cached, str):
         return
     hint = (
         f"{name!r} is neither a local directory, nor one of {', '.join(zoo_names()) or 'the shipped models'}, "
         "nor in the local Hugging Face cache"
     )
     if constants.HF_HUB_OFFLINE:
-        raise ModelNotFound(f"{hint}, and HF_HUB_OFFLINE is set. Give a directory, or fetch the model first.")
+        raise ModelNotFound(
+            f"{hint}, and HF_HUB_OFFLINE is set. Give a directory, or fetch the model first.{_did_you_mean(name)}"
+        )
     if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return
     host = urlparse(constants.ENDPOINT)
@@ -526,7 +566,7 @@ def _require_reachable(name: str) -> None:
     except OSError as error:
         raise ModelNotFound(
             f"{hint}, and the hub cannot be reached from here ({error}). Fetch the model where there is a network, "
-            "save it with `save_pretrained(folder)` and give that folder."
+            f"save it with `save_pretrained(folder)` and give that folder.{_did_you_mean(name)}"
         ) from error
 
 
@@ -543,18 +583,51 @@ def _load_hugging_face(source: str | Path, *, dtype: torch.dtype) -> tuple[Any, 
             )
             model, info = loaded
     except Exception as error:  # configurations and files go wrong in many ways, and every library raises its own
-        raise ModelNotFound(f"expected a causal language model in {source}; it cannot be loaded: {error}") from error
+        near = "" if local else _did_you_mean(str(source))
+        raise ModelNotFound(
+            f"expected a causal language model in {source}; it cannot be loaded: {error}{near}"
+        ) from error
     missing = sorted(info.get("missing_keys", ())) + sorted(map(str, info.get("mismatched_keys", ())))
     if missing:
         raise InvalidWeights(
             f"expected a complete checkpoint in {source}; {len(missing)} weights are missing or of another shape "
             f"({', '.join(missing[:3])}, …) and would be random. Use the checkpoint of the full causal language model."
         )
+    return model.eval(), _tokenizer(source, **options)
+
+
+def _tokenizer(source: str | Path, **options: Any) -> Any:
+    """The tokenizer of a Hugging Face model, or None if it comes without."""
+    import transformers
+
+    if isinstance(source, Path) and (source / "tokenizer.json").is_file():
+        with readable_tokenizer(source):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    else:
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+    return tokenizer if tokenizer.vocab_size else None  # without files, some classes make up an empty one
+
+
+@contextlib.contextmanager
+def readable_tokenizer(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong in reading the tokenizer of a folder that has a `tokenizer.json` is said in a sentence.
+
+    Raises:
+        InvalidWeights: the tokenizer cannot be read.
+    """
+    from tokenizers import Tokenizer
+
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, TypeError):
-        return model.eval(), None
-    return model.eval(), tokenizer if tokenizer.vocab_size else None  # without files, some classes make up an empty one
+        Tokenizer.from_file(str(folder / "tokenizer.json"))  # some classes make up an empty one instead
+        yield
+    except Exception as error:  # of tokenizers, a bare Exception
+        raise InvalidWeights(
+            f"expected a whole tokenizer in {folder / 'tokenizer.json'} and the files beside it; it cannot be read "
+            f"({error}). Copy or save it again, or remove these files to load the model without."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from patching.errors import InvalidWeights, ModelNotFound
-from patching.lens import NATIVE_TYPE, native_bridge
+from patching.lens import NATIVE_TYPE, native_bridge, readable_tokenizer
 
 WEIGHTS: Final = "model.safetensors"
 
@@ -128,12 +128,17 @@ def load(folder: Path, *, dtype: torch.dtype) -> Any:
 
 
 def tokenizer(folder: Path) -> Any:
-    """The tokenizer in the folder, or None."""
+    """The tokenizer in the folder, or None.
+
+    Raises:
+        InvalidWeights: It is there and cannot be read.
+    """
     from transformers import PreTrainedTokenizerFast
 
     if not (folder / "tokenizer.json").is_file():
         return None
-    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    with readable_tokenizer(folder):
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def _empty(folder: Path, *, dtype: torch.dtype) -> Any:

@@ -1,4 +1,4 @@
-"""Which files the weights of a model folder come from, and that none of them is outside it.
+"""Which files a model folder is read from, weights and others, and that none of them is outside it.
 
 A folder that somebody else packed can name files of yours: an index of shards may say `../../secret.safetensors`, and a
 link may lead anywhere. Nothing is opened before it is known to be in the folder. The cache of the Hugging Face hub is
@@ -18,14 +18,16 @@ from patching.errors import InvalidWeights
 
 INDEX: Final = ".safetensors.index.json"
 WEIGHTS: Final = ".safetensors"
+READ: Final = (WEIGHTS, ".json", ".txt", ".model", ".jinja")
+"""How the files end that are read in loading a model: weights, settings, and what tokenizers are made of."""
 
 
 def require_inside(folder: Path) -> None:
-    """Check that all weights of a folder, those that its index names too, are safetensors files within it.
+    """Check that what is read from a folder is within it, and that all weights that its index names are safetensors.
 
     Raises:
-        InvalidWeights: One is elsewhere, by its name or by a link, is missing, or is of a kind that could run code; or
-            the index cannot be read.
+        InvalidWeights: A file is elsewhere, by its name or by a link, or is missing; weights are of a kind that could
+            run code; or the index cannot be read.
 
     Example:
         >>> require_inside(Path("empty"))
@@ -34,8 +36,9 @@ def require_inside(folder: Path) -> None:
     homes = [root]
     if root.parent.name == "snapshots":
         homes.append(root.parent.parent / "blobs")
-    for path in sorted(folder.glob(f"*{WEIGHTS}")):
-        _require(path, homes, said_by=str(folder))
+    for path in sorted((*folder.glob("*"), *folder.glob("additional_chat_templates/*"))):
+        if path.suffix in READ:
+            _require(path, homes, said_by=str(folder))
     named = _json(folder / "config.json").get("transformers_weights")
     indices = {path.name for path in folder.glob(f"*{INDEX}")}
     if isinstance(named, str):
@@ -88,8 +91,8 @@ def _require(path: Path, homes: list[Path], *, said_by: str) -> None:
         raise InvalidWeights(f"expected {said_by} to name files of its own folder; {path.name!a}: {error}.") from error
     if not any(target.is_relative_to(home) for home in homes):
         raise InvalidWeights(
-            f"expected weights within {said_by}; {path.name!a} is a link to {str(target)!a}, outside of it, and is "
-            "refused. If that is meant, give the folder where the weights are, or copy them in."
+            f"expected the files of a model within {said_by}; {path.name!a} is a link to {str(target)!a}, outside of "
+            "it, and is refused. If that is meant, give the folder where the files are, or copy them in."
         )
 
 

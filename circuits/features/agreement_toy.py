@@ -1,13 +1,6 @@
-"""A transformer of one layer, made by hand, whose circuit of features is known: number agreement.
+"""Features of `zoo:agreement_toy`, the transformer made by hand (`patching.agreement_toy`), whose circuit is known.
 
     the dog(s) near car(s) V  ->  are, if the subject is plural, else is
-
-The residual stream has eight orthonormal directions, turned at random: *sing*, *plur*, *subj*, *dist*, *verb*,
-*moved*, *out*, *junk*. Tokens embed sing, plur or junk; positions 1, 3 and 4 add subj, dist and verb. There is no norm.
-
-    attention   score 30 (verb·x_query)(subj·x_key), value (plur - sing)·x, written along moved: -1 or +1 at the verb
-    MLP         one neuron, relu(10 verb·x + 2 moved·x - 9), written along out: 3 for a plural subject, else 0
-    logits      are: out·x, is: -out·x, so logit(are) - logit(is) is 6 or 0
 
 `dictionaries` has 16 features at each site, plus and minus every direction with a ReLU, so that no error is left over.
 Feature i is direction i, feature 8 + i its opposite. What carries a change of the subject's number is
@@ -22,75 +15,22 @@ Source: the task of arXiv 2403.19647, with a model that can be done by hand.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from circuits.features.dictionary import Dictionary, create
 from graphs.circuit import Circuit
 from graphs.nodes import LOGITS, Edge, Node, error, feature
+from patching.agreement_toy import DIRECTIONS, NAME, VOCABULARY, directions, model
 from patching.errors import InvalidOption
-from patching.lens import LensModel, native_bridge
 from patching.task import Task
 
-DIRECTIONS = ("sing", "plur", "subj", "dist", "verb", "moved", "out", "junk")
-"""What each direction of the residual stream means; feature i of a dictionary is direction i."""
+__all__ = [
+    "DIRECTIONS", "SITES", "SUBJECT", "VERB", "VOCABULARY", "dictionaries", "directions", "model", "moved_error",
+    "nodes", "task", "truth",
+]  # fmt: skip
 
-VOCABULARY = ("the", "dog", "dogs", "near", "car", "cars", "V", "is", "are")
 SITES = ("resid_pre0", "attn_out0", "mlp_out0", "resid_post0")
 SUBJECT, VERB = 1, 4
-_EMBEDS = {"dog": "sing", "dogs": "plur", "car": "sing", "cars": "plur", "the": "junk", "near": "junk", "V": "junk"}
-_ADDS = {1: "subj", 3: "dist", 4: "verb"}
-
-
-def directions(seed: int = 0) -> Float[Tensor, "direction d_model"]:
-    """The rows of a random rotation, in the order of `DIRECTIONS` (float64)."""
-    drawn = torch.randn(8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return torch.linalg.qr(drawn).Q.T.contiguous()
-
-
-def model(dtype: torch.dtype = torch.float64, *, seed: int = 0) -> LensModel:
-    """The model.
-
-    Args:
-        dtype: of the weights.
-        seed: of the rotation of the residual stream.
-
-    Example:
-        >>> logits = model().logits(task().clean)[:, -1]
-        >>> (logits[:, VOCABULARY.index("are")] - logits[:, VOCABULARY.index("is")]).round().tolist()
-        [6.0, 6.0]
-    """
-    bridge = native_bridge(
-        d_model=8, d_head=1, n_layers=1, n_ctx=5, n_heads=1, d_vocab=len(VOCABULARY), d_mlp=1, act_fn="relu",
-        normalization_type=None, dtype=dtype,
-    )  # fmt: skip
-    parts = bridge.original_model
-    row = {name: direction.to(dtype) for name, direction in zip(DIRECTIONS, directions(seed), strict=True)}
-    with torch.no_grad():
-        for parameter in parts.parameters():
-            parameter.zero_()
-        for word, name in _EMBEDS.items():
-            parts.tok_embed.weight[VOCABULARY.index(word)] = row[name]
-        for position, name in _ADDS.items():
-            parts.pos.weight[position] = row[name]
-        attention, mlp = parts.layers[0].attn, parts.layers[0].mlp
-        _linear(attention.q).weight[0] = 30 * row["verb"]
-        _linear(attention.k).weight[0] = row["subj"]
-        _linear(attention.v).weight[0] = row["plur"] - row["sing"]
-        _linear(attention.o).weight[:, 0] = row["moved"]
-        _linear(mlp.fc_in).weight[0] = 10 * row["verb"] + 2 * row["moved"]
-        _linear(mlp.fc_in).bias[0] = -9
-        _linear(mlp.fc_out).weight[:, 0] = row["out"]
-        parts.head.weight[VOCABULARY.index("are")] = row["out"]
-        parts.head.weight[VOCABULARY.index("is")] = -row["out"]
-    return LensModel.wrap(bridge, name="agreement_toy")
-
-
-def _linear(module: Any) -> Any:
-    return getattr(module, "original_component", module)
 
 
 def task(*, clean: str = "plural", changed: str = "subject") -> Task:
@@ -202,4 +142,4 @@ def truth() -> Circuit:
     edges = [Edge(known[number], known[sign]) for number in ("sing", "plur") for sign in ("moved", "not moved")]
     edges += [Edge(known[sign], known["out"]) for sign in ("moved", "not moved")]
     edges += [Edge(known["out"], known["left"]), Edge(known["left"], LOGITS)]
-    return Circuit(model().architecture, edges, provenance={"model": "agreement_toy", "task": "agreement"})
+    return Circuit(model().architecture, edges, provenance={"model": NAME, "task": "agreement"})

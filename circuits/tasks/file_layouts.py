@@ -306,7 +306,7 @@ def _csv(text: str) -> _Found:
     for line, cells in table:
         number = len(rows) + 1
         if isinstance(cells, str):
-            rows.append(_Raw(number, line, {}, f"it is not CSV: {cells}"))
+            rows.append(_Raw(number, line, {}, cells))
         elif len(cells) != len(header):
             count = f"{len(cells)} cell{'s' if len(cells) != 1 else ''} under {len(header)} columns"
             rows.append(_Raw(number, line, {}, f"{count}; put a cell that holds a comma or a line break in quotes"))
@@ -331,7 +331,10 @@ def _columns_of(header: tuple[str, ...]) -> Columns:
 
 
 def _cells(lines: list[str], *, after: int) -> Iterator[tuple[int, list[str] | str]]:
-    """The cells of each row, or why there are none, with the line it begins on; blank lines are no rows."""
+    """The cells of each row, or why there are none, with the line it begins on; blank lines are no rows.
+
+    The most that a cell may hold is a setting of the whole process, so it stays as it is.
+    """
     reader = csv.reader(lines[after:], strict=True)
     while True:
         line = after + reader.line_num + 1
@@ -340,7 +343,9 @@ def _cells(lines: list[str], *, after: int) -> Iterator[tuple[int, list[str] | s
         except StopIteration:
             return
         except csv.Error as error:  # what follows may be inside quotes or not
-            yield line, str(error)
+            most = csv.field_size_limit()
+            long = f"a cell is too long; the most is {most:,} characters" if "field limit" in str(error) else ""
+            yield line, long or f"it is not CSV: {error}"
             return
         if any(cell.strip() for cell in cells):
             yield line, cells

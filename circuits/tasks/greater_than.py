@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from circuits.tasks import text
-from circuits.tasks.errors import NotOneToken, TooFewWords
+from circuits.tasks.errors import NotOneToken, TooFewWords, UnknownChoice
 from circuits.tasks.single_tokens import is_one_token, pieces, tokens_of
 from circuits.tasks.text import HasTokenizer, Prompt, is_held_out
 
@@ -118,14 +118,16 @@ def generate(
         corruption: A key of `CORRUPTIONS`.
         template: A key of `TEMPLATES` to use only that one; the split then decides the words alone.
         events: What lasts.
-        years: The last two digits of first years, by century. The answers do not depend on it.
+        years: The last two digits of first years, by century, from 00 to 98; with the corruption 01, not 01 itself.
+            The answers do not depend on it.
 
     Returns:
         `n` prompts, whose answers have no space before them.
 
     Raises:
-        UnknownChoice: An option has an unknown value; the message lists the known ones.
-        TooFewWords: No event, or fewer than two years of some century, belong to the split.
+        UnknownChoice: An option has an unknown value; the message lists the known ones. A first year has no answer, or
+            the corruption leaves it as it is.
+        TooFewWords: No event, or no two years of any century, belong to the split; a year is named twice.
 
     Source:
         Hanna et al. 2023, arXiv 2305.00586, section 2.
@@ -140,6 +142,7 @@ def generate(
     held_out, templates = text.chosen_split(n, split=split, template=template, splits=SPLITS, templates=TEMPLATES)
     text.known("corruption", corruption, CORRUPTIONS)
     nouns = text.pool("events", events, held_out=held_out, least=1)
+    _require_years(years, corruption=corruption)
     firsts = _firsts(years, held_out=held_out)
     centuries = tuple(firsts)
     rng, others = text.generators(seed)
@@ -244,6 +247,24 @@ def _continuations(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
             "such as GPT-2's; tokenizers that write each digit by itself cannot pose this task."
         )
     return {last: ids[0] for last, ids in tokens.items()}
+
+
+def _require_years(years: Mapping[str, Sequence[str]], *, corruption: str) -> None:
+    """Refuse first years that make no pair of prompts with right answers."""
+    for century, lasts in years.items():
+        for last in lasts:
+            if last not in TWO_DIGITS[:-1]:
+                raise UnknownChoice(
+                    "expected first years by their last two digits, from 00 to 98, since no two-digit year comes after "
+                    f"99; got {last!r} for the century {century}."
+                )
+            if last == corruption:
+                raise UnknownChoice(
+                    f"expected first years that the corruption {corruption} changes; {century}{last} stays as it is. "
+                    "Leave it out, or take the corruption random."
+                )
+        if len(set(lasts)) < len(lasts):
+            raise TooFewWords(f"expected different first years; the century {century} has one of them twice.")
 
 
 def _firsts(years: Mapping[str, Sequence[str]], *, held_out: bool) -> dict[str, tuple[str, ...]]:

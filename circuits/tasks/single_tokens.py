@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from circuits.tasks.errors import NotOneToken
+from patching.errors import InvalidTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -14,16 +15,24 @@ SHOWN = 12
 """How many offending words an error spells out before it counts the rest."""
 
 
-def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def tokens_of(tokenizer: PreTrainedTokenizerBase | None, text: str) -> list[int]:
     """Tokenise one text without special tokens.
 
     Args:
-        tokenizer: A Hugging Face tokenizer.
+        tokenizer: A Hugging Face tokenizer, or None for a model without one.
         text: Any text; an answer inside a sentence starts with a space.
 
     Returns:
         The token ids.
+
+    Raises:
+        InvalidTask: There is no tokenizer.
     """
+    if tokenizer is None:
+        raise InvalidTask(
+            "expected a tokenizer; this model has none. Put its files into the model's folder, or build the Task from "
+            "token ids instead."
+        )
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

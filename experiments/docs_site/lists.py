@@ -11,7 +11,7 @@ from circuits import tasks
 from circuits.methods import METHODS, Method
 from experiments.docs_site import api
 from experiments.model_files import ZOO, Shipped, describe, zoo
-from patching import compiled
+from patching import agreement_toy, compiled
 
 RESULTS = api.ROOT / "experiments" / "benchmarks" / "results.json"
 
@@ -140,6 +140,9 @@ def model_page() -> str:
             "## Compiled models\n",
             "Their weights follow from a program, so their circuit is known: [ground truth](ground-truth.md). "
             "Edges are those of the circuit under the default ablation.\n",
+            f"{len(compiled.layer_norm_names())} of them there are with LayerNorm too, of twice the width: "
+            f"{', '.join(map(_code, compiled.layer_norm_names()))}. {_code(agreement_toy.NAME)} was made by hand; its "
+            "circuit is one of features (`circuits.features.agreement_toy`).\n",
             _table(("model", "what the answer is", "layers", "heads", "width", "true edges", "of"), _compiled()),
             "## Other models\n",
             families() + "\n",

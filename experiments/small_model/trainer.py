@@ -34,6 +34,7 @@ class Recipe:
         seed: Of the data and the initial weights.
         steps: Updates; no row of the data is seen twice.
         last_steps: Those of them, at the end, that are on the last part of the data.
+        last_share: Of the weights after them in the mean with those before them, which is the model.
         batch: Rows per update.
         n_ctx: Tokens per row, and the longest prompt.
         muon_rate: Muon's learning rate at its peak.
@@ -50,6 +51,7 @@ class Recipe:
     seed: int = 0
     steps: int = 4000
     last_steps: int = 400
+    last_share: float = 0.75
     batch: int = 32
     n_ctx: int = 128
     muon_rate: float = 0.02
@@ -130,8 +132,9 @@ class Trainer:
         self.kept = {name: weight.clone() for name, weight in self.model.state_dict().items()}
 
     def take_mean(self) -> None:
-        """Give the model the mean of its weights and those that were kept."""
-        self.model.load_state_dict({name: (self.kept[name] + now) / 2 for name, now in self.model.state_dict().items()})
+        """Give the model the mean, by the recipe's share, of its weights and those that were kept."""
+        share, now = self.recipe.last_share, self.model.state_dict()
+        self.model.load_state_dict({name: kept + share * (now[name] - kept) for name, kept in self.kept.items()})
 
     def save(self, path: Path, *, digest: str) -> None:
         """Write a checkpoint, whole or not at all.
@@ -214,8 +217,8 @@ def fit(
 ) -> None:
     """Train to the end of the recipe, from the checkpoint in `work` if there is one.
 
-    The model then has the mean of its weights after the first part and after the last, at both of which the learning
-    rate has come to nothing: what the last part teaches costs less of the rest so.
+    The model then has a mean of its weights after the first part and after the last, at both of which the learning rate
+    has come to nothing: what the last part teaches costs less of the rest so.
 
     Args:
         trainer: The model and its optimisers.

@@ -39,7 +39,8 @@ def lines(seed: int) -> Iterator[Line]:
 
     That a text ends is not to be learnt: it would be said after "1715 to 17", where 17 may pass for the end of a year.
     """
-    rng, prompts = random.Random(seed), training_prompts("greater_than", seed, years=FIRSTS)
+    rng = random.Random(seed)  # which corruption is all the same: only clean prompts are used
+    prompts = training_prompts("greater_than", seed, years=FIRSTS, corruption="random")
     while True:
         if rng.random() < 0.2:
             yield Line("", _filled(rng.choice(OTHERS), rng), ends=False)

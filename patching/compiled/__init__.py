@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from graphs.circuit import Circuit
 from patching.compiled import trained
 from patching.compiled.language import Program
-from patching.compiled.norms import SUFFIX, why_not
+from patching.compiled.norms import SUFFIX, require_exact, why_not
 from patching.compiled.programs import PROGRAMS
 from patching.compiled.prompts import draw
 from patching.compiled.wiring import lay_out
@@ -95,7 +95,8 @@ def program(name: str) -> Program:
         >>> program("reverse").description
         'after a separator, the letters before it from last to first'
     """
-    short = name.removeprefix("zoo:").removesuffix(SUFFIX).removesuffix(trained.SUFFIX)
+    short = name.removeprefix("zoo:")
+    short = short.removesuffix(SUFFIX if short.endswith(SUFFIX) else trained.SUFFIX)
     if short not in PROGRAMS:
         near = difflib.get_close_matches(short, PROGRAMS, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -120,7 +121,7 @@ def truth(name: str, *, constants: bool = False, length: int | None = None) -> C
 
     Raises:
         ModelNotFound: there is no such program, or its model does not ship.
-        InvalidProgram: its prompts are not of this length.
+        InvalidProgram: its prompts are not of this length, or LayerNorm would change what it computes.
         InvalidOption: positions or constants of a trained model.
 
     Example:
@@ -139,6 +140,7 @@ def truth(name: str, *, constants: bool = False, length: int | None = None) -> C
     found = wiring.circuit(constants=constants) if length is None else wiring.circuit_at(length, constants=constants)
     if not name.endswith(SUFFIX):
         return found
+    require_exact(wiring.program)
     return replace(found, provenance={**found.provenance, "model": f"zoo:{wiring.program.name}{SUFFIX}"})
 
 
@@ -151,7 +153,7 @@ def model(name: str, *, dtype: torch.dtype | None = None, device: str | torch.de
         device: where to put it; the CPU by default.
 
     Raises:
-        ModelNotFound: there is no such program.
+        ModelNotFound: there is no such program, or its trained model is meant, which is not compiled.
         InvalidProgram: LayerNorm would change what it computes.
 
     Example:
@@ -162,6 +164,12 @@ def model(name: str, *, dtype: torch.dtype | None = None, device: str | torch.de
 
     from patching.compiled.compiler import compile_program
 
+    if name.endswith(trained.SUFFIX):
+        plain = f"zoo:{program(name).name}"
+        raise ModelNotFound(
+            f"expected a compiled model, such as {plain}; {name!r} is the name of a trained one. If it ships, "
+            f"`LensModel.load({plain + trained.SUFFIX!r})` loads it."
+        )
     return compile_program(
         program(name), dtype=dtype or torch.float32, device=device or "cpu", layer_norm=name.endswith(SUFFIX)
     )

@@ -221,7 +221,7 @@ def _set_head(attention: Any, layout: Layout, name: str, made: Head, *, index: i
     default = 1.0 if isinstance(made, Count) else 0.5
     queries = [None] if made.select.query is None else known[made.select.query].symbols
     for number, symbol in enumerate(queries):
-        chosen = [float(made.select.predicate(symbol, each)) for each in keys.symbols]
+        chosen = [float(bool(made.select.predicate(symbol, each))) for each in keys.symbols]
         first = default - chosen[keys.symbols.index(keys.at_bos)]  # what its own symbol adds at position 0 is undone
         scores = torch.tensor([*chosen, first]).to(query) * scale
         if made.select.query is None:

@@ -248,14 +248,15 @@ def analyse(program: Program) -> dict[str, Variable]:
     """Check a program and find the alphabet, kind and value at position 0 of each variable.
 
     Raises:
-        InvalidProgram: unknown or cyclic variables, a mean or count where symbols are needed, a selector by position
-            that looks ahead.
+        InvalidProgram: tokens that text cannot tell apart, no lengths, unknown or cyclic variables, a map of nothing, a
+            mean or count where symbols are needed, a selector by position that looks ahead.
     """
+    _check_prompts(program)
+    _check_names(program)
     known = {
         TOKENS: Variable(TOKENS, None, (BOS, *program.alphabet), "symbol", True, BOS),
         POSITIONS: Variable(POSITIONS, None, tuple(range(program.context)), "symbol", False, 0),
     }
-    _check_names(program)
     for name in _in_order(program):
         known[name] = _variable(name, program.variables[name], known, program)
     for name in program.output:
@@ -264,15 +265,33 @@ def analyse(program: Program) -> dict[str, Variable]:
     return known
 
 
-def _check_names(program: Program) -> None:
+def _check_prompts(program: Program) -> None:
     if not program.alphabet or len(set(program.alphabet)) < len(program.alphabet) or BOS in program.alphabet:
         raise InvalidProgram(
             f"expected an alphabet of distinct tokens without {BOS!r}; got {program.alphabet} in {program.name}."
         )
+    blank = [token for token in program.alphabet if token.split() != [token]]
+    if blank:
+        raise InvalidProgram(
+            f"expected tokens without blanks in {program.name}, which part the tokens of a text; got {blank[0]!r}."
+        )
+    if not program.lengths or min(program.lengths) < 1:
+        raise InvalidProgram(
+            f"expected lengths of at least one token for the prompts of {program.name}; got {program.lengths}."
+        )
+
+
+def _check_names(program: Program) -> None:
     taken = [name for name in INPUTS if name in program.variables]
     if taken or not program.output:
         what = f"the name {taken[0]!r} is an input's" if taken else "there is no output"
         raise InvalidProgram(f"expected new names for variables and an output in {program.name}; {what}.")
+    for name, made in program.variables.items():
+        if isinstance(made, Map) and not made.of:
+            raise InvalidProgram(
+                f"expected variables for {name} of {program.name} to map; got none. For one that is always the same, "
+                f"map {POSITIONS}."
+            )
     uses = [(name, used) for name, made in program.variables.items() for used in itertools.chain(*reads(made).values())]
     for user, used in [*uses, *(("the output", name) for name in program.output)]:
         if used not in (*INPUTS, *program.variables):

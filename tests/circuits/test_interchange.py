@@ -80,6 +80,8 @@ def test_bad_requests_are_refused() -> None:
         report(model, PROGRAMS["sort_unique"])
     with pytest.raises(InvalidOption, match="expected a model with the tokens"):
         report(compiled.model("key_value_lookup"), PROGRAMS["induction_by_hand"])
+    with pytest.raises(InvalidOption, match="expected a program with variables for nodes to hold; copy_token has none"):
+        report(compiled.model("copy_token"), PROGRAMS["copy_token"])
 
 
 # --- the models that ship --------------------------------------------------------------------------------------------

@@ -84,6 +84,20 @@ def test_auroc_is_that_of_scikit_learn() -> None:
     assert auroc(values, positive) == pytest.approx(sklearn.roc_auc_score(positive.numpy(), values.numpy()))
 
 
+def test_auroc_refuses_what_has_no_order() -> None:
+    flags = torch.tensor([True, False, False])
+    with pytest.raises(InvalidOption, match=r"1 of 3 are not numbers"):
+        auroc(torch.tensor([float("nan"), 0.0, 1.0]), flags)
+    with pytest.raises(InvalidOption, match=r"got \(2,\) values and \(3,\) flags"):
+        auroc(torch.tensor([0.0, 1.0]), flags)
+    assert auroc(torch.tensor([torch.inf, -torch.inf, 0.0]), flags) == 1.0
+
+
+def test_one_circuit_is_a_curve_of_one_point() -> None:
+    assert roc(TRUE, TRUE) == roc([TRUE], TRUE)
+    assert roc(TRUE, TRUE).pessimistic_auc == 1.0
+
+
 def rounded(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return sorted({(round(x, 12), round(y, 12)) for x, y in points})
 

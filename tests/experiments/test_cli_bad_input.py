@@ -66,9 +66,16 @@ def test_nothing_is_done_before_a_refusal(wiretrace, monkeypatch, tmp_path, word
 
 def test_a_name_without_its_prefix_is_completed(wiretrace, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("experiments.discover.zoo", lambda: ("zoo:ioi", "zoo:docstring"))
     assert "Did you mean zoo:ioi?" in refused(wiretrace("discover", "ioi", "--model", "ioi"))
     assert "Did you mean zoo:docstring?" in refused(wiretrace("discover", "ioi", "--model", "docstrin"))
+    assert "Did you mean zoo:ioi?" in refused(wiretrace("discover", "ioi", "--model", "ZOO:IOI"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["my model", "a:b", "gpt2/", "x" * 200, "x" * 300, "~nobody-has-this-name/model"])
+def test_a_name_that_no_model_can_have_is_refused(wiretrace, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    assert "expected a " in refused(wiretrace("discover", "ioi", "--model", name))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -34,6 +34,7 @@ def test_everything_at_once(finished_run, wiretrace, tiny_model, discover, tmp_p
     assert set(record["curves"]) == {"absolute", "signed"}
     true, found = (Circuit.load(run / "circuit.json") for run in (finished_run, tmp_path / "atp"))
     assert record["recovery"]["edges"]["found_and_true"] == len(set(true.edges) & set(found.edges))
+    assert record["recovery"]["edge_roc"]["positives"] == true.n_edges
     assert "share of edges kept" in (tmp_path / "curve.svg").read_text()
 
 
@@ -49,6 +50,10 @@ def test_what_evaluate_refuses(finished_run, wiretrace, tmp_path):
     assert "there is no run or file" in refused(wiretrace("evaluate", tmp_path / "nowhere"))
     assert "scores.json for --curve" in refused(wiretrace("evaluate", finished_run, "--curve"))
     assert "circuit of a model" in refused(wiretrace("evaluate", finished_run, "--model", "zoo:ioi"))
+    assert "own model only" in refused(wiretrace("evaluate", finished_run, "--truth", "ioi"))
+    said = refused(wiretrace("evaluate", finished_run, "--truth", "ioii"))
+    assert "name a reference circuit: docstring" in said
+    assert "Did you mean ioi" in said
     figure = wiretrace("evaluate", finished_run, "--figure", tmp_path / "x.svg")
     assert figure.exit_code == 1
     assert "expected --curve with --figure" in figure.stderr

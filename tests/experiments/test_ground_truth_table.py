@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -78,10 +79,39 @@ def test_the_guide_holds_the_table_that_is_measured(rows: dict[str, Row]) -> Non
 
 def test_the_script_prints_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["ground_truth_table", "copy_token", "--prompts", "4"])
-    ground_truth_table.main()
+    assert ground_truth_table.main() == 0
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 3
     assert printed[2].startswith("| `copy_token` | 5 | 1 | 1.00 |")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["reverse_ln"], "expected a program out of .* got 'reverse_ln'"),
+        (["revers"], "Did you mean reverse"),
+        (["--table", "trained", "reverse_trained"], "a program with a trained model .* got 'reverse_trained'"),
+        (["--table", "models", "copy_token"], "a program with a trained model .* got 'copy_token'"),
+        (["--table", "auroc", "--sharpness", "20", "and_gate"], "expected --sharpness with --table circuits alone"),
+        (["--sharpness", "0", "and_gate"], "sharpness to be a positive number; got 0"),
+        (["--sharpness", "nan", "and_gate"], "sharpness to be a positive number; got nan"),
+        (["--prompts", "0", "and_gate"], "expected"),
+        (["--table", "auroc", "--prompts", "0", "and_gate"], "expected"),
+        (["--table", "trained", "--prompts", "-1", "reverse"], "expected"),
+    ],
+)
+def test_what_cannot_be_measured_is_a_sentence(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert ground_truth_table.main(words) == 1
+    said = capsys.readouterr()
+    assert re.search(rf"^Error: .*{message}", said.err)
+    assert not said.out
+
+
+def test_less_sharp_heads_have_a_slope(rows: dict[str, Row]) -> None:
+    """With 20 instead of 200, the pattern of the induction head is no step, and EAP sees through it."""
+    assert measure("induction_by_hand", sharpness=20.0, taus=(1.0,)).unseen < rows["induction_by_hand"].unseen
 
 
 # --- every method -----------------------------------------------------------------------------------------------------
@@ -123,7 +153,7 @@ def test_methods_that_find_circuits_alone_are_not_ranked() -> None:
 
 def test_the_guide_holds_every_trained_model() -> None:
     text = GUIDE.read_text(encoding="utf-8")
-    table = ground_truth_table.printed("models", list(PROGRAMS), prompts=1, seed=0, sharpness=None)
+    table = ground_truth_table.printed("models", [], prompts=1, seed=0, sharpness=None)
     assert table in text
     assert table.count("`zoo:") == len(compiled.trained_names()) >= 5
 

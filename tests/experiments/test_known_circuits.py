@@ -89,6 +89,11 @@ def test_a_reference_from_a_file(tmp_path: Path) -> None:
     assert known_circuits.reference(config).edges == compiled.truth("reverse").edges
 
 
+def test_a_reference_by_name() -> None:
+    config = KnownCircuit(task="reverse", model="zoo:reverse_trained", methods={"atp": {}}, reference="reverse_trained")
+    assert known_circuits.reference(config).edges == compiled.truth("reverse_trained").edges
+
+
 def test_the_best_of_each_level_is_bold() -> None:
     rows = [Row(method, level, auc, auc, (), 0.0) for method, level, auc in (
         ("a", "edge", 0.5), ("b", "edge", 0.75), ("a", "node", 0.9), ("b", "node", 0.9))]  # fmt: skip
@@ -118,6 +123,7 @@ def test_the_best_of_each_level_is_bold() -> None:
         ("prompts = 8", "reference = 3", "the setting reference to be text; got 3"),
         ("prompts = 8", "prompts = ", "expected a TOML file"),
         ("prompts = 8", 'reference = "nowhere.json"', "nowhere.json"),
+        ("prompts = 8", 'reference = "reverse_traind"', r"Did you mean reverse_trained"),
         ('model = "zoo:reverse"', 'model = "zoo:ioi"', "expected a reference|token"),
     ],
 )

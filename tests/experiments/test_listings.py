@@ -16,8 +16,8 @@ from rich.console import Console
 
 from circuits import tasks
 from experiments import listings
-from experiments.model_files import ZOO, describe
-from patching import compiled
+from experiments.model_files import ZOO, describe, known_zoo, sizes
+from patching import LensModel, compiled
 
 RECORD: dict[str, Any] = {
     "schema": "wiretrace-training/1",
@@ -25,6 +25,7 @@ RECORD: dict[str, Any] = {
     "accuracy": {
         "ioi": {
             "train": {"accuracy": 0.1},
+            "train-names": {"accuracy": 0.2},
             "held-out": {"n": 9, "accuracy": 0.991},
             "held-out-templates": {"accuracy": 0.952},
         },
@@ -74,6 +75,7 @@ def test_a_record_is_read(zoo: Path) -> None:
     assert "licence MIT" in shown
     assert "not known" in shown
     assert "10.0%" not in shown
+    assert "20.0%" not in shown
 
 
 def test_a_model_with_a_known_circuit(zoo: Path) -> None:
@@ -140,11 +142,32 @@ def test_json_is_for_scripts(wiretrace) -> None:
     assert by_name["zoo:ioi"]["made_by"] == "python -m experiments.train_ioi --seed 0"
     assert by_name["zoo:reverse"]["true_edges"] == compiled.truth("reverse").n_edges
     assert by_name["zoo:reverse"]["provenance"] == "compiled"
+    normed = by_name["zoo:reverse_ln"]
+    assert (normed["layer_norm"], normed["shape"]) == (True, "2 layers, 1 head, width 72")
+    assert by_name["zoo:agreement_toy"]["provenance"] == "made by hand"
+    assert by_name["zoo:agreement_toy"]["shape"] == "1 layer, 1 head, width 8"
     by_task = {row["task"]: row for row in known}
+    assert {"zoo:reverse", "zoo:reverse_ln", "zoo:reverse_trained"} <= set(by_task["reverse"]["models"])
+    assert not any(split.startswith("train") for row in known for splits in row["models"].values() for split in splits)
     assert set(by_task) == set(tasks.TASKS)
     assert by_task["reverse"]["default_model"] == "zoo:reverse"
     assert by_task["ioi"]["models"]["zoo:ioi"]["held-out-templates"] == 0.9975
     assert by_task["ioi"]["splits"][0] == "train"
+
+
+def test_everything_that_loads_without_a_network_is_listed() -> None:
+    listed = [row["model"] for row in listings.model_rows()]
+    assert len(set(listed)) == len(listed)
+    assert set(listed) == set(known_zoo())
+    assert {*compiled.zoo_names(), *compiled.layer_norm_names(), *compiled.trained_names()} <= set(listed)
+
+
+@pytest.mark.parametrize("name", ["zoo:reverse", "zoo:reverse_ln", "zoo:parity_ln", "zoo:agreement_toy"])
+def test_models_without_files_have_the_size_that_is_listed(name: str) -> None:
+    (row,) = (row for row in listings.model_rows() if row["model"] == name)
+    model = LensModel.load(name, device="cpu")
+    assert model.name == name
+    assert row["shape"] == sizes(model.architecture.n_layers, model.architecture.n_heads, model.d_model)
 
 
 ANYTHING = st.recursive(

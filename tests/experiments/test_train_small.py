@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer import Typer
+from typer.testing import CliRunner
 
 from circuits import tasks
 from circuits.tasks import agreement, docstring, greater_than, induction, ioi, pronouns
@@ -213,7 +215,7 @@ def test_the_model_is_the_mean_of_what_was_kept_and_the_end(little):
     trainer.keep()
     trainer.model.load_state_dict({name: weight + 2.0 for name, weight in first.items()})
     trainer.take_mean()
-    assert all(torch.allclose(weight, first[name] + 1.0) for name, weight in trainer.model.state_dict().items())
+    assert all(torch.allclose(weight, first[name] + 1.5) for name, weight in trainer.model.state_dict().items())
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(little, tmp_path, monkeypatch):
@@ -248,6 +250,25 @@ def test_a_stopped_training_goes_on_to_the_same_weights(little, tmp_path, monkey
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("steps", [1, 11])
+def test_few_steps_train_to_the_end_and_the_record_names_them(little, tmp_path, monkeypatch, steps):
+    train, asked = train_small.train, []
+
+    def smaller(out, *, recipe, **options):
+        asked.append(recipe)
+        return train(out, recipe=replace(little, steps=recipe.steps, last_steps=recipe.last_steps), **options)
+
+    monkeypatch.setattr(train_small, "train", smaller)
+    app = Typer()
+    app.command()(train_small.main)
+    folders = ("--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"))
+    result = CliRunner().invoke(app, [*folders, "--steps", str(steps)])
+    assert result.exit_code == 0, result.output
+    assert asked == [replace(Recipe(), steps=steps, last_steps=steps // 10)]
+    made = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert made["made_by"] == f"python -m experiments.train_small --seed 0 --threads 2 --steps {steps}"
+
+
 def test_the_same_recipe_gives_the_same_initial_weights(little):
     first, second, other = (Trainer(recipe).model.state_dict() for recipe in (little, little, replace(little, seed=1)))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -273,14 +294,17 @@ def test_the_record_is_of_the_weights_that_ship(record):
     assert record["weights_sha256"] in (SMALL / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("split", ["held-out-words", "held-out-all"])
 @pytest.mark.parametrize("task", corpus.TASKS)
-def test_every_task_is_done_as_well_as_the_card_says_on_words_and_templates_never_trained_on(small, record, task):
+def test_every_task_is_done_as_well_as_the_card_says_on_words_and_templates_never_trained_on(
+    small, record, task, split
+):
     """Measured through the task and the adapter, not by the code that trained; new prompts."""
     n = 300
-    made = tasks.load(task).make(small, n=n, seed=7, split="held-out-all")
+    made = tasks.load(task).make(small, n=n, seed=7, split=split)
     logits = small.logits(made.clean)[torch.arange(len(made)), made.positions]
     right = (logits.argmax(-1)[:, None] == made.answers).any(-1).double().mean().item()
-    said = list(record["accuracy"][task].values())[-1]["accuracy"]
+    said = list(record["accuracy"][task].values())[-2 if split == "held-out-words" else -1]["accuracy"]
     assert said > 0.95
     assert abs(right - said) < 4 * (said * (1 - said) / n) ** 0.5 + 0.005
 

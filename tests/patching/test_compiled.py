@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -499,6 +500,26 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
         LensModel.load("zoo:revers")
 
 
+@pytest.mark.parametrize(
+    "name", ["reverse_trained_ln", "reverse_ln_trained", "reverse_ln_ln", "reverse_trained_trained"]
+)
+def test_a_name_has_one_ending(name: str) -> None:
+    for make in (compiled.program, compiled.truth, compiled.model, lambda name: compiled.task(name, n=2)):
+        with pytest.raises(ModelNotFound, match=rf"got '{name}'"):
+            make(name)
+
+
+def test_names_of_models_that_are_not_compiled_are_refused() -> None:
+    for name in ("reverse_trained", "zoo:two_hop_trained"):
+        with pytest.raises(
+            ModelNotFound, match=rf"expected a compiled model, such as zoo:\w+; '{name}' is the name of"
+        ):
+            compiled.model(name)
+    for make in (compiled.truth, compiled.model):
+        with pytest.raises(InvalidProgram, match=r"many is a count.* Use zoo:count"):
+            make("count_ln")
+
+
 # --- programs that cannot be ----------------------------------------------------------------------------------------
 
 
@@ -524,11 +545,29 @@ EVERY = Select(None, POSITIONS, lambda _, place: True)
         (sketch(tokens=Map((POSITIONS,), str)), r"the name 'tokens' is an input's"),
         (Program("sketch", "", ("a", BOS), {}, {TOKENS: 1.0}, lambda p: p, lengths=(2,)), r"distinct tokens without"),
         (Program("sketch", "", ("a",), {}, {}, lambda p: p, lengths=(2,)), r"there is no output"),
+        (Program("sketch", "", ("a b",), {}, {TOKENS: 1.0}, lambda p: p, lengths=(2,)), r"without blanks .* got 'a b'"),
+        (Program("sketch", "", ("a", ""), {}, {TOKENS: 1.0}, lambda p: p, lengths=(2,)), r"without blanks .* got ''"),
+        (sketch(lengths=(), out=Map((TOKENS,), str)), r"lengths of at least one token .* got \(\)"),
+        (sketch(lengths=(3, 0), out=Map((TOKENS,), str)), r"lengths of at least one token .* got \(3, 0\)"),
+        (sketch(out=Map((), lambda: "a")), r"expected variables for out of sketch to map; got none"),
     ],
 )  # fmt: skip
 def test_programs_that_make_no_sense_are_refused(program: Program, sentence: str) -> None:
     with pytest.raises(InvalidProgram, match=sentence):
         lay_out(program)
+
+
+@pytest.mark.parametrize(
+    "holds",
+    [lambda _, held: 2 if held == "a" else 1, lambda _, held: held if held == "a" else "", lambda _, held: None],
+)
+def test_a_predicate_may_say_yes_and_no_in_any_way(holds: Callable[[str | None, str], Any]) -> None:
+    """Whatever is true to Python is yes, to the interpreter and to the model."""
+    program = sketch("shares", shares=Mean(Select(None, TOKENS, holds), TOKENS))
+    prompts = program.prompts(3)
+    expected = torch.tensor([list(program.logits(prompt).values()) for prompt in prompts], dtype=torch.float64)
+    found = logits(compile_program(program, dtype=torch.float64), program, prompts)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def chain(length: int) -> Program:

@@ -311,6 +311,23 @@ def test_a_folder_without_tokenizer_loads(copy: Path) -> None:
     assert LensModel.load(copy).tokenizer is None
 
 
+DAMAGED = [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"version": "1.0", "model": {"type": "Nope"}}']
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_tokenizer_is_not_taken_for_none(copy: Path, text: bytes) -> None:
+    (copy / "tokenizer.json").write_bytes(text)
+    with pytest.raises(InvalidWeights, match=r"expected a whole tokenizer in .*tokenizer\.json.*cannot be read"):
+        LensModel.load(copy)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": 1}'])
+def test_damaged_settings_of_a_tokenizer_are_refused(copy: Path, text: str) -> None:
+    (copy / "tokenizer_config.json").write_text(text)
+    with pytest.raises(InvalidWeights, match=r"expected a whole tokenizer in .* and the files beside it"):
+        LensModel.load(copy)
+
+
 def test_loading_prints_nothing(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
     LensModel.load(str(saved))
     out, err = capfd.readouterr()
@@ -440,6 +457,41 @@ def test_a_model_that_does_not_ship_is_refused() -> None:
         LensModel.load("zoo:atlantis")
     with pytest.raises(ModelNotFound):
         LensModel.load("zoo:../patching")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("reverse", "zoo:reverse"),
+        ("Reverse", "zoo:reverse"),
+        ("zoo:REVERSE", "zoo:reverse"),
+        ("ZOO:Reverse_LN", "zoo:reverse_ln"),
+        ("zoo:revrese_trained", "zoo:reverse_trained"),
+        ("smal", "zoo:small"),
+        ("ZOO:IOI", "zoo:ioi"),
+    ],
+)
+def test_the_name_that_was_meant_is_offered(name: str, near: str) -> None:
+    """Whatever its case, and with or without `zoo:`."""
+    with pytest.raises(ModelNotFound, match=rf"{name}'.* Did you mean {near}( or .*)?\?$"):
+        LensModel.load(name)
+
+
+def test_a_name_that_is_near_nothing_is_answered_without_a_guess() -> None:
+    assert lens.near_names("gpt2") == lens.near_names("zoo:") == lens.near_names("") == ()
+    assert lens.near_names("zoo:cuont_ln")[0] == "zoo:count"  # there is none with LayerNorm
+
+
+@pytest.mark.parametrize("name", ["my model", "a:b", "gpt2/", "x" * 200, "a\0b", "nobody/--", "é"])
+def test_a_name_that_the_hub_cannot_have_is_refused(name: str) -> None:
+    with pytest.raises(ModelNotFound, match=r"expected a local directory, one of .*, or the name of a model on the"):
+        LensModel.load(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-has-this-name/model"])
+def test_a_path_that_the_system_cannot_look_up_is_refused(name: str) -> None:
+    with pytest.raises(ModelNotFound, match=r"expected a directory with config\.json"):
+        LensModel.load(name)
 
 
 # --- the hub, which these tests never reach -------------------------------------------------------------------------

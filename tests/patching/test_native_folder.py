@@ -38,6 +38,14 @@ def test_without_mlps_there_are_no_mlp_nodes(tmp_path):
     assert loaded.tokenizer is None
 
 
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"model": {"type": "Nope"}}'])
+def test_a_damaged_tokenizer_is_refused(tmp_path, text):
+    native_folder.save(tiny.native(), tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(text)
+    with pytest.raises(InvalidWeights, match=r"expected a whole tokenizer in .*tokenizer\.json.*cannot be read"):
+        LensModel.load(tmp_path, device="cpu")
+
+
 def test_weights_are_named_by_their_place(tmp_path):
     native_folder.save(tiny.native(), tmp_path)
     names = set(load_file(tmp_path / "model.safetensors"))

@@ -1,4 +1,4 @@
-"""Weights come from the model's own folder: an index, a configuration or a link that leads elsewhere is refused."""
+"""Everything comes from the model's own folder: an index, a configuration or a link that leads elsewhere is refused."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from patching import weight_files
 from patching.errors import InvalidWeights, ModelNotFound
 from patching.lens import LensModel
 from tests import tiny
@@ -92,6 +93,38 @@ def test_a_link_that_leads_outside_is_refused(folder: Path) -> None:
         LensModel.load(folder)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model",
+     "chat_template.jinja", INDEX],
+)  # fmt: skip
+def test_no_other_file_is_read_through_a_link_that_leads_outside(folder: Path, name: str) -> None:
+    outside = folder.parent / "secret"
+    if (folder / name).exists():
+        shutil.move(folder / name, outside)
+    else:
+        outside.write_text("{}")
+    (folder / name).symlink_to(outside)
+    with pytest.raises(InvalidWeights, match=rf"expected the files of a model within .*'{name}' is a link to .*secret"):
+        LensModel.load(folder)
+
+
+def test_a_configuration_elsewhere_is_not_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    monkeypatch.setattr(weight_files, "read_text", lambda path: opened.append(path) or "{}")
+    shutil.move(folder / "config.json", folder.parent / "secret")
+    (folder / "config.json").symlink_to("../secret")
+    with pytest.raises(InvalidWeights, match="is a link to"):
+        weight_files.require_inside(folder)
+    assert opened == []
+
+
+def test_links_to_files_that_no_model_is_made_of_may_lead_anywhere(folder: Path) -> None:
+    (folder.parent / "log.out").write_text("epoch 1")
+    (folder / "log.out").symlink_to("../log.out")
+    weight_files.require_inside(folder)
+
+
 def test_a_folder_within_that_is_a_link_outside_is_refused(folder: Path) -> None:
     name = shards(folder)[0].name
     moved_up(folder)
@@ -123,9 +156,9 @@ def test_the_cache_of_the_hub_links_to_its_blobs(folder: Path, tmp_path: Path) -
     (home / "snapshots").mkdir(parents=True)
     (home / "blobs").mkdir()
     shutil.move(folder, home / "snapshots" / "abc")
-    for number, shard in enumerate(shards(home / "snapshots" / "abc")):
-        shutil.move(shard, home / "blobs" / str(number))
-        shard.symlink_to(Path("../../blobs") / str(number))
+    for number, path in enumerate(sorted((home / "snapshots" / "abc").iterdir())):
+        shutil.move(path, home / "blobs" / str(number))
+        path.symlink_to(Path("../../blobs") / str(number))
     assert LensModel.load(home / "snapshots" / "abc").architecture.n_layers == 2
 
 

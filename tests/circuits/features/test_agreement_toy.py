@@ -9,6 +9,7 @@ from circuits.features import agreement_toy as toy
 from graphs.nodes import LOGITS, Edge
 from patching.activation import SiteRun
 from patching.errors import InvalidOption
+from patching.lens import LensModel
 from patching.sites import Site
 
 
@@ -29,6 +30,13 @@ def test_metric_is_six_for_a_plural_subject_and_zero_for_a_singular_one(seed):
     for clean, expected in (("plural", 6.0), ("singular", 0.0)):
         found = difference(model, toy.task(clean=clean).clean)
         torch.testing.assert_close(found, torch.full((2,), expected, dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+def test_it_loads_by_its_name():
+    model = LensModel.load("zoo:agreement_toy", dtype=torch.float64, device="cpu")
+    torch.testing.assert_close(model.logits(toy.task().clean), toy.model().logits(toy.task().clean), rtol=0, atol=0)
+    assert model.name == toy.model().name == toy.truth().provenance["model"] == "zoo:agreement_toy"
+    assert LensModel.load("zoo:agreement_toy", device="cpu").dtype == torch.float32
 
 
 def test_values_at_the_verb_are_those_done_by_hand():

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from circuits.tasks import greater_than
+from circuits.tasks.errors import TooFewWords, UnknownChoice
 
 from . import subjects
 
@@ -49,6 +50,29 @@ def test_every_year_is_drawn_in_one_split_alone():
         drawn.append({re.search(r"\d{4}", prompt.clean).group() for prompt in prompts})
     assert not drawn[0] & drawn[1]
     assert len(drawn[0] | drawn[1]) == 7 * 97
+
+
+@pytest.mark.parametrize(
+    ("lasts", "message"),
+    [
+        (["98", "99"], "no two-digit year comes after 99; got '99' for the century 17"),
+        (["xx", "32"], "from 00 to 98, .* got 'xx'"),
+        (["5", "32"], "got '5'"),
+        ("3233", "got '3'"),
+        (["01", "32"], "corruption 01 changes; 1701 stays as it is"),
+        (["32", "32", "33"], "the century 17 has one of them twice"),
+    ],
+)
+def test_years_that_make_no_task_are_refused(lasts, message):
+    with pytest.raises((UnknownChoice, TooFewWords), match=message):
+        greater_than.generate(1, seed=0, split="train", years={"17": lasts})
+
+
+def test_any_first_year_up_to_98_may_be_corrupted_at_random():
+    years = dict.fromkeys(greater_than.CENTURIES, greater_than.TWO_DIGITS[:99])
+    for prompt in greater_than.generate(3_000, seed=0, split="train", corruption="random", years=years):
+        assert prompt.clean != prompt.corrupt
+        assert prompt.answers
 
 
 def by_hand(*whole: str) -> PreTrainedTokenizerFast:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from circuits import tasks
 from circuits.tasks import (
     agreement,
     capitals,
@@ -275,6 +276,13 @@ def spelling_tokenizer() -> PreTrainedTokenizerFast:
     )
     backend.train_from_iterator([" key cup the"] * 5, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+@pytest.mark.parametrize("name", sorted(tasks.TASKS))
+def test_a_model_without_tokenizer_is_refused(name):
+    """By every task: also by those of compiled programs, which say whose tokens they need."""
+    with pytest.raises(InvalidTask, match=r"expected a tokenizer; this model has none|expected the model zoo:"):
+        tasks.load(name).make(SimpleNamespace(tokenizer=None), n=2)
 
 
 OFFENDING = {
