@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 SPLITS_MEASURED = ("train", "held-out-words", "held-out-templates")
 IOI_SPLITS_MEASURED = ("train-names", "held-out-names", "held-out-all")
+PROMPTS_MEASURED = 1000
 TEXT_MEASURED = 400
 """Held-out passages on which the loss is measured, of prose and of code each."""
 
@@ -61,12 +62,14 @@ def prepare(recipe: Recipe) -> tuple[PreTrainedTokenizerFast, Int[Tensor, "row p
     return made, rows, digest
 
 
-def measure_tasks(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, *, n: int = 1000) -> dict[str, Any]:
+def measure_tasks(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Accuracy of every task by split, and by template where words are held out, or words and template."""
     measured: dict[str, Any] = {"by_template": {}}
     for task in corpus.TASKS:
         splits = IOI_SPLITS_MEASURED if task == "ioi" else SPLITS_MEASURED
-        by_split = {split: tasks.load(task).generate(n, seed=MEASURED_SEED, split=split) for split in splits}
+        by_split = {
+            split: tasks.load(task).generate(PROMPTS_MEASURED, seed=MEASURED_SEED, split=split) for split in splits
+        }
         measured[task] = {split: measure(model, tokenizer, prompts) for split, prompts in by_split.items()}
         by_template: defaultdict[str, list[Prompt]] = defaultdict(list)
         for prompt in (prompt for split in splits[1:] for prompt in by_split[split]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,7 +155,8 @@ class Task:
 
 
 def _encoder(tokenizer: Any) -> Any:
-    return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """The token ids of a text; kept, since the same few answers belong to many prompts."""
+    return functools.cache(lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
 def _check_lengths(

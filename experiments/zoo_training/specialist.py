@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "wiretrace-training/1"
 
+MEASURED = 2000
+"""Prompts of each split that accuracy is measured on."""
+
 
 @dataclass(frozen=True)
 class Specialist:
@@ -70,10 +73,10 @@ class Specialist:
         """The model card of a training's record."""
         return model_card(record, about=self.about, data=self.data, mechanism=self.mechanism)
 
-    def accuracy(self, model: Any, tokenizer: PreTrainedTokenizerFast, *, n: int = 2000) -> dict[str, Any]:
+    def accuracy(self, model: Any, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         """Accuracy on each split, as `training.json` has it."""
         generate = tasks.load(self.task).generate
-        by_split = {split: generate(n, seed=MEASURED_SEED, split=split) for split in self.splits}
+        by_split = {split: generate(MEASURED, seed=MEASURED_SEED, split=split) for split in self.splits}
         return {self.task: {split: measure(model, tokenizer, prompts) for split, prompts in by_split.items()}}
 
 

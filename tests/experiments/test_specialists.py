@@ -37,6 +37,12 @@ SHIPPED = [name for name in NAMES if f"zoo:{name}" in zoo_names()]
 """Those whose weights are in the repository; the others have a recipe."""
 
 
+@pytest.fixture
+def few_measured(monkeypatch):
+    """Accuracy of short trainings, which says nothing, on few prompts."""
+    monkeypatch.setattr("experiments.zoo_training.specialist.MEASURED", 20)
+
+
 def reduced(specialist: Specialist) -> Recipe:
     """A recipe of the same kind that trains in a moment."""
     return replace(specialist.recipe, steps=3, batch=8, n_sentences=200, d_model=16, n_heads=2)
@@ -46,7 +52,7 @@ def reduced(specialist: Specialist) -> Recipe:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_short_training_gives_a_folder_that_loads(name, tmp_path):
+def test_a_short_training_gives_a_folder_that_loads(name, tmp_path, few_measured):
     specialist = specialists.load(name)
     record = train(specialist, tmp_path / name, recipe=reduced(specialist))
     model = LensModel.load(tmp_path / name, device="cpu")
@@ -62,7 +68,7 @@ def test_a_short_training_gives_a_folder_that_loads(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["induction", "sorting"])
-def test_the_same_recipe_gives_the_same_weights(name, tmp_path):
+def test_the_same_recipe_gives_the_same_weights(name, tmp_path, few_measured):
     specialist = specialists.load(name)
     before = torch.get_num_threads(), torch.random.get_rng_state()
     first, second = (train(specialist, tmp_path / out, recipe=reduced(specialist)) for out in "ab")

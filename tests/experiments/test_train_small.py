@@ -36,6 +36,7 @@ FEW = text.Passages(
 def little(monkeypatch):
     """A recipe of seconds, on little text; the standard library is what makes the real one slow to prepare."""
     monkeypatch.setattr(text, "passages", lambda *, held_out: FEW)
+    monkeypatch.setattr(train_small, "PROMPTS_MEASURED", 8)
     return Recipe(steps=4, last_steps=1, batch=2, n_ctx=128, n_layers=1, n_heads=2, d_model=16, d_mlp=32, d_vocab=4096)
 
 
