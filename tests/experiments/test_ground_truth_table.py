@@ -128,6 +128,13 @@ def test_rankings_by_hand() -> None:
     assert known_scores.table([row]).splitlines()[0] in text
 
 
+def test_the_guide_holds_the_rankings_that_are_measured() -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    rows = list(ground_truth_table.edge_rankings(["or_gate", "third_back", "negative_head"], prompts=32, seed=0))
+    for line in known_scores.table(rows).splitlines()[2 : 2 + len(rows)]:
+        assert line in text
+
+
 def test_the_guide_holds_what_is_measured_on_a_trained_model() -> None:
     nodes, pairs = ground_truth_table.trained_rankings(["reverse"], prompts=32, seed=0)
     assert (nodes[0].units, nodes[0].true) == (10, 3)
