@@ -28,7 +28,8 @@ from experiments.zoo_training.corpus import IGNORED, pad
 from experiments.zoo_training.fit import fit
 from experiments.zoo_training.recipe import Recipe
 from experiments.zoo_training.tokenizer import UNKNOWN
-from patching.lens import ZOO, LensModel
+from patching.lens import LensModel
+from patching.model_sources import ZOO
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel

@@ -224,7 +224,7 @@ def make(
 def card(site: str, folder: Path, plan: Plan, about: dict[str, Any], held_out: dict[str, Any]) -> dict[str, Any]:
     """What is known of a dictionary, as plain data."""
     from circuits.features.shipped import WEIGHTS
-    from patching.lens import ZOO
+    from patching.model_sources import ZOO
 
     return {
         "schema": "wiretrace-dictionary-card/1",

@@ -26,7 +26,8 @@ import torch
 from torch import nn
 
 from patching.errors import InvalidWeights, ModelNotFound
-from patching.lens import NATIVE_TYPE, native_bridge, readable_tokenizer
+from patching.lens import NATIVE_TYPE, native_bridge
+from patching.model_sources import readable_tokenizer
 
 WEIGHTS: Final = "model.safetensors"
 

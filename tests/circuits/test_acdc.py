@@ -14,9 +14,10 @@ from graphs.circuit import Circuit
 from graphs.nodes import Edge
 from patching import toy
 from patching.errors import InvalidOption, NotFinite
-from patching.lens import LensModel, zoo_names
+from patching.lens import LensModel
 from patching.masked import MaskedRun
 from patching.metrics import Metric
+from patching.model_sources import zoo_names
 from patching.task import Task
 from tests import tiny
 from tests.acdc_reference import Step, sequential, ties

@@ -15,7 +15,8 @@ from patching import compiled
 from patching.compiled import PROGRAMS, trained
 from patching.compiled.interchange import Interchange, alignment, draw
 from patching.errors import InvalidOption
-from patching.lens import ZOO, LensModel
+from patching.lens import LensModel
+from patching.model_sources import ZOO
 
 SHIPPED = trained.names()
 

@@ -14,9 +14,10 @@ from circuits.learned_mask import HARD_CONCRETE, HardConcrete, Step, Training, c
 from graphs.circuit import Circuit
 from patching import exact, toy
 from patching.errors import InvalidOption, NotFinite
-from patching.lens import LensModel, zoo_names
+from patching.lens import LensModel
 from patching.masked import MaskedRun
 from patching.metrics import Metric
+from patching.model_sources import zoo_names
 from tests import tiny
 
 TRAINED = pytest.mark.skipif("zoo:ioi" not in zoo_names(), reason="zoo:ioi is not there yet")

@@ -86,10 +86,10 @@ def test_the_names_are_the_library_s():
 
 def test_the_zoo_is_the_library_s():
     from experiments import model_files
-    from patching import lens
+    from patching import model_sources
 
-    assert lens.ZOO == model_files.ZOO
-    assert lens.zoo_names() == model_files.zoo()
+    assert model_sources.ZOO == model_files.ZOO
+    assert model_sources.zoo_names() == model_files.zoo()
 
 
 def test_every_method_can_be_run_with_its_defaults():

@@ -12,8 +12,9 @@ from experiments import specialists
 from experiments.config import default_model
 from graphs.circuit import Circuit
 from patching import exact
-from patching.lens import LensModel, zoo_names
+from patching.lens import LensModel
 from patching.masked import MaskedRun
+from patching.model_sources import zoo_names
 from patching.sites import Start, forward
 from patching.task import Task
 

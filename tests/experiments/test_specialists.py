@@ -26,8 +26,9 @@ from experiments.zoo_training.fit import fit
 from experiments.zoo_training.recipe import Recipe
 from experiments.zoo_training.specialist import Specialist, train, weights_digest
 from experiments.zoo_training.tokenizer import word_level
-from patching.lens import ZOO, LensModel, zoo_names
+from patching.lens import LensModel
 from patching.metrics import METRICS
+from patching.model_sources import ZOO, zoo_names
 from patching.task import Task
 
 NAMES = sorted(specialists.RECIPES)

@@ -20,7 +20,8 @@ from experiments import train_dictionaries
 from experiments.train_dictionaries import MODEL, SITES, OutputExists, Plan, fit, gather, judge, k_of, make
 from graphs.errors import WriteFailed
 from patching.errors import InvalidOption, InvalidWeights
-from patching.lens import ZOO, LensModel
+from patching.lens import LensModel
+from patching.model_sources import ZOO
 
 TINY = Plan(prompts=30, held_out=10, steps=6, batch=64)
 

@@ -24,8 +24,8 @@ from patching import LensModel, MaskedRun
 from patching.compiled import PROGRAMS, trained
 from patching.compiled.compiler import LOGIT_SCALE
 from patching.errors import InvalidOption, ModelNotFound
-from patching.lens import ZOO
 from patching.metrics import Metric
+from patching.model_sources import ZOO
 from patching.task import Task
 
 TINY = Recipe(steps=4, batch=8, interventions=64, d_mlp=8, d_head=4)

@@ -24,7 +24,7 @@ from experiments.zoo_training.accuracy import MEASURED_SEED
 from experiments.zoo_training.folder import OutputExists
 from experiments.zoo_training.recipe import DoesNotFit, Recipe
 from graphs.errors import WriteFailed
-from patching.lens import ZOO
+from patching.model_sources import ZOO
 
 SHIPPED = ZOO / "ioi"
 TINY = Recipe(n_sentences=300, steps=8, batch=8, n_layers=1, n_heads=2, d_model=16, d_mlp=16)

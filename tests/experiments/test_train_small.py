@@ -23,7 +23,7 @@ from experiments.small_model import corpus, sentences, text, tokenizer
 from experiments.small_model.trainer import CHECKPOINT, OtherRecipe, Recipe, Trainer, rate
 from experiments.zoo_training.folder import OutputExists
 from patching import LensModel
-from patching.lens import ZOO
+from patching.model_sources import ZOO
 
 SMALL = ZOO / "small"
 FEW = text.Passages(

@@ -18,7 +18,7 @@ from circuits import acdc, tasks
 from graphs.circuit import Circuit
 from graphs.components import ComponentGraph
 from graphs.nodes import INPUT, Edge, Node, Port
-from patching import atp, compiled, lens
+from patching import atp, compiled, model_sources
 from patching.compiled import PROGRAMS
 from patching.compiled.compiler import LOGIT_SCALE, SHARPNESS, compile_program
 from patching.compiled.language import (
@@ -130,7 +130,7 @@ def test_there_are_at_least_twenty_and_they_are_listed() -> None:
     assert set(compiled.zoo_names()) == {f"zoo:{name}" for name in PROGRAMS}
     assert len({program.description for program in PROGRAMS.values()}) == len(PROGRAMS)
     assert {name for name, module in tasks.TASKS.items() if module == "circuits.tasks.compiled"} == set(PROGRAMS)
-    assert not set(compiled.zoo_names()) & set(lens.zoo_names())  # a name means one model
+    assert not set(compiled.zoo_names()) & set(model_sources.zoo_names())  # a name means one model
 
 
 @EACH

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models
 
 from graphs.components import Architecture
 from graphs.errors import WiretraceError
-from patching import lens
+from patching import model_sources
 from patching.errors import InvalidWeights, ModelNotFound, UnsupportedModel
 from patching.lens import TOLERANCES, LensModel
 from patching.masked import MaskedRun
@@ -478,8 +478,8 @@ def test_the_name_that_was_meant_is_offered(name: str, near: str) -> None:
 
 
 def test_a_name_that_is_near_nothing_is_answered_without_a_guess() -> None:
-    assert lens.near_names("gpt2") == lens.near_names("zoo:") == lens.near_names("") == ()
-    assert lens.near_names("zoo:cuont_ln")[0] == "zoo:count"  # there is none with LayerNorm
+    assert model_sources.near_names("gpt2") == model_sources.near_names("zoo:") == model_sources.near_names("") == ()
+    assert model_sources.near_names("zoo:cuont_ln")[0] == "zoo:count"  # there is none with LayerNorm
 
 
 @pytest.mark.parametrize("name", ["my model", "a:b", "gpt2/", "x" * 200, "a\0b", "nobody/--", "é"])
@@ -534,9 +534,9 @@ def test_a_network_without_names_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
 # --- the zoo --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif("zoo:ioi" not in lens.zoo_names(), reason="zoo:ioi is not there yet")
+@pytest.mark.skipif("zoo:ioi" not in model_sources.zoo_names(), reason="zoo:ioi is not there yet")
 def test_models_that_ship_load() -> None:
-    for name in lens.zoo_names():
+    for name in model_sources.zoo_names():
         model = LensModel.load(name)
         assert model.name == name
         assert model.tokenizer is not None
@@ -547,10 +547,10 @@ def test_zoo_names_are_folders_with_a_config(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "b").mkdir()
     (tmp_path / "a").mkdir()
     (tmp_path / "notes.txt").write_text("not a model")
-    monkeypatch.setattr(lens, "ZOO", tmp_path)
-    assert lens.zoo_names() == ()
+    monkeypatch.setattr(model_sources, "ZOO", tmp_path)
+    assert model_sources.zoo_names() == ()
     for name in "ab":
         (tmp_path / name / "config.json").write_text("{}")
-    assert lens.zoo_names() == ("zoo:a", "zoo:b")
-    monkeypatch.setattr(lens, "ZOO", tmp_path / "missing")
-    assert lens.zoo_names() == ()
+    assert model_sources.zoo_names() == ("zoo:a", "zoo:b")
+    monkeypatch.setattr(model_sources, "ZOO", tmp_path / "missing")
+    assert model_sources.zoo_names() == ()

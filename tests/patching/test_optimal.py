@@ -15,9 +15,10 @@ from patching import ablations, optimal, toy
 from patching.ablations import Ablation
 from patching.engine import Writes
 from patching.errors import InvalidOption, InvalidWeights, NotFinite
-from patching.lens import LensModel, zoo_names
+from patching.lens import LensModel
 from patching.masked import MaskedRun
 from patching.metrics import Metric
+from patching.model_sources import zoo_names
 from tests import tiny
 from tests.leftovers import traces
 
