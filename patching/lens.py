@@ -438,21 +438,23 @@ def _positive(value: float | None) -> float | None:
     return float(value) if value is not None and value > 0 else None
 
 
-# --- finding and loading models -------------------------------------------------------------------------------------
+# --- bridges --------------------------------------------------------------------------------------------------------
 
 
 def _bridge(model: Any) -> Any:
     """Wrap a Hugging Face model. The tokenizer stays out: the bridge would add tokens to it."""
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    name = type(model).__name__
+    name, head = type(model).__name__, model.get_output_embeddings()
+    has_bias = getattr(head, "bias", None) is not None
     try:
-        return build_bridge_from_module(model, name, hf_config=model.config)
+        bridge = build_bridge_from_module(model, name, hf_config=model.config)
     except Exception as error:  # the adapters of TransformerLens raise whatever they meet
         raise UnsupportedModel(
             f"TransformerLens cannot wrap {name}: {str(error) or type(error).__name__}, where it "
             "expected something else. `wiretrace models` lists the families that work."
         ) from error
+    return bridge if has_bias else _without_bias(bridge)
 
 
 def native_bridge(*, dtype: torch.dtype = torch.float32, **config: Any) -> Any:
@@ -461,7 +463,13 @@ def native_bridge(*, dtype: torch.dtype = torch.float32, **config: Any) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     boot: Any = TransformerBridge.boot_native  # pyright: ignore[reportAttributeAccessIssue]  # attached on import
-    return boot(TransformerBridgeConfig(**config), dtype=dtype).eval()
+    return _without_bias(boot(TransformerBridgeConfig(**config), dtype=dtype).eval())
+
+
+def _without_bias(bridge: Any) -> Any:
+    """TransformerLens 3 makes a weight of zeros where an unembedding has no bias, which would be counted and saved."""
+    bridge.unembed.original_component.bias = None
+    return bridge
 
 
 def _require_finite(model: nn.Module, name: str) -> None:

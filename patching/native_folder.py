@@ -48,6 +48,9 @@ _NAMES: Final[Mapping[str, str]] = {
 
 _WRAPPER: Final = "._original_component"
 
+_BIAS: Final = "head.bias"
+"""A weight that TransformerLens 3 makes, of zeros, and 4 does not: saved if it is not zero, loaded if it is there."""
+
 
 def is_native(folder: Path) -> bool:
     """Tell whether a folder holds a native model.
@@ -95,6 +98,8 @@ def save(bridge: Any, folder: Path) -> None:
     settings["dtype"] = str(bridge.cfg.dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     weights = {name: weight.detach().contiguous() for name, weight in _named(bridge).items()}
+    if _BIAS in weights and not bool(weights[_BIAS].any()):
+        del weights[_BIAS]
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
@@ -113,8 +118,10 @@ def load(folder: Path, *, dtype: torch.dtype) -> Any:
 
     if not (folder / WEIGHTS).is_file():
         raise InvalidWeights(f"expected the weights of a native model in {folder / WEIGHTS}; there is no such file.")
-    bridge = _empty(folder, dtype=dtype)
-    weights, places = load_file(folder / WEIGHTS), _named(bridge)
+    bridge, weights = _empty(folder, dtype=dtype), load_file(folder / WEIGHTS)
+    if _BIAS in weights:
+        bridge.unembed.original_component.bias = nn.Parameter(torch.zeros(bridge.cfg.d_vocab, dtype=dtype))
+    places = _named(bridge)
     wrong = sorted(set(weights) ^ set(places))
     wrong += [name for name in weights if name in places and weights[name].shape != places[name].shape]
     if wrong:

@@ -38,6 +38,21 @@ def test_without_mlps_there_are_no_mlp_nodes(tmp_path):
     assert loaded.tokenizer is None
 
 
+@pytest.mark.parametrize("size", [0.0, 0.5])
+def test_a_bias_of_zeros_at_the_unembedding_is_none(tmp_path, size):
+    """TransformerLens 3 makes one; what is saved with either version is loaded with either, and counted alike."""
+    bridge = tiny.native()
+    head = bridge.unembed.original_component
+    head.bias = torch.nn.Parameter(size * torch.arange(len(head.weight), dtype=head.weight.dtype))
+    native_folder.save(bridge, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert ("head.bias" in weights) == (size > 0)
+    loaded = LensModel.load(tmp_path, device="cpu", dtype=torch.float64)
+    assert loaded.parameter_count == sum(weight.numel() for weight in weights.values())
+    tokens = torch.arange(10).reshape(2, 5)
+    assert torch.equal(loaded.logits(tokens), LensModel.wrap(bridge).logits(tokens))
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"model": {"type": "Nope"}}'])
 def test_a_damaged_tokenizer_is_refused(tmp_path, text):
     native_folder.save(tiny.native(), tmp_path)
