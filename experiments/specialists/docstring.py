@@ -37,7 +37,7 @@ USES = (
 HELD_OUT_SHAPES = {("def", "cls", 0, 4, False), ("def", "cls", 0, 4, True), ("async def", "self", 1, 5, False),
                    ("async def", "self", 1, 5, True), ("def", "self", 2, 6, True)}  # fmt: skip
 """Of the held-out templates: a definition's head, its parameters before the first of the docstring, those in all, and
-whether descriptions begin with "the". No training text has them, in any style and with whatever words."""
+whether descriptions begin with "the". No docstring of the training text has them, in any style, with whatever words."""
 
 
 def lines(seed: int) -> Iterator[Line]:
@@ -55,12 +55,8 @@ def lines(seed: int) -> Iterator[Line]:
 def _documented(rng: random.Random) -> Line:
     """A function with some of its parameters, those of training alone, in its docstring."""
     while True:
-        (head, first), before, listed, after = (
-            rng.choice(HEADS),
-            rng.randrange(4),
-            rng.randrange(3, 6),
-            rng.randrange(3),
-        )
+        head, first = rng.choice(HEADS)
+        before, listed, after = rng.randrange(4), rng.randrange(3, 6), rng.randrange(3)
         the = rng.random() < 0.3
         if (head, first, before, before + listed + after, the) not in HELD_OUT_SHAPES:
             break

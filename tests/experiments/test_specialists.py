@@ -68,7 +68,7 @@ def test_a_short_training_gives_a_folder_that_loads(name, tmp_path, few_measured
     assert str(tmp_path) not in files
 
 
-@pytest.mark.parametrize("name", ["induction", "sorting"])
+@pytest.mark.parametrize("name", ["docstring", "induction", "sorting"])
 def test_the_same_recipe_gives_the_same_weights(name, tmp_path, few_measured):
     specialist = specialists.load(name)
     before = torch.get_num_threads(), torch.random.get_rng_state()
