@@ -1,6 +1,6 @@
-"""An exact sweep in pieces that any worker can take, lose and redo: effects of 256 units each.
+"""An exact sweep in pieces that any worker can take, lose and redo: effects of 64 units each.
 
-    shards/shard-000000.safetensors   effects and standard errors of units 0 to 255, with a checksum and the run's key
+    shards/shard-000000.safetensors   effects and standard errors of units 0 to 63, with a checksum and the run's key
 
 Borders follow from the number of units alone, and a piece is computed in the same batches wherever that is done. So
 whoever computes them, together they are the same bits (with one version of torch and one number of threads).
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from patching.progress import Progress
     from patching.scores import Scores
 
-SCHEMA: Final = "wiretrace-exact-shard/1"
-UNITS: Final = 256
-"""Units of one shard: few enough to lose one without regret, many enough to fill batches."""
+SCHEMA: Final = "wiretrace-exact-shard/2"
+UNITS: Final = 64
+"""Units of one shard. Those near the input take many times as long as those near the logits, so shards are small enough
+for two workers to be done at the same time; yet many enough units to fill batches."""
 
 
 def n_shards(n_units: int) -> int:
@@ -32,7 +33,7 @@ def n_shards(n_units: int) -> int:
 
     Example:
         >>> n_shards(802)
-        4
+        13
     """
     return math.ceil(n_units / UNITS)
 
@@ -41,7 +42,7 @@ def span(n_units: int, index: int) -> range:
     """The units of a shard.
 
     Example:
-        >>> span(802, 3)
+        >>> span(802, 12)
         range(768, 802)
     """
     return range(index * UNITS, min(n_units, (index + 1) * UNITS))

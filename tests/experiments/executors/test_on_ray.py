@@ -88,7 +88,7 @@ def test_a_killed_worker_and_a_lost_node_change_nothing(cluster: Any, in_process
     failed = outcomes.pop(wrong)
     assert (failed.state, failed.attempts) == ("failed", 1)
     assert "nowhere" in str(failed.error)
-    assert [outcome.error for outcome in outcomes] == [None] * 11
+    assert [outcome.error for outcome in outcomes] == [None] * 20
     assert max(outcome.attempts for outcome in outcomes) >= 2
     assert any("Ray said" in line and "Attempt 2 of 5" in line for line in heard)
     for name in runs:

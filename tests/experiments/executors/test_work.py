@@ -27,7 +27,7 @@ def test_a_run_is_cut_by_its_settings_alone(tmp_path: Path) -> None:
     counts = {
         name: [len(stage) for stage in work.units(given, tmp_path / name)] for name, given in small_runs.ALL.items()
     }
-    assert counts == {"acdc": [1], "exact": [4, 1], "eap": [1], "coar": [3, 1], "patch": [1]}
+    assert counts == {"acdc": [1], "exact": [13, 1], "eap": [1], "coar": [3, 1], "patch": [1]}
     assert [len(stage) for stage in work.units({**COAR, "samples": 256}, tmp_path)] == [1]
     assert [len(stage) for stage in work.units({**EXACT, "level": "node"}, tmp_path)] == [1]
     rest = {name: value for name, value in COAR.items() if name != "samples"}
@@ -44,7 +44,7 @@ def test_a_model_is_loaded_once_to_count_the_units_of_many_runs(
     monkeypatch.setattr(work, "_counts", {})
     monkeypatch.setattr(work, "_prepared", lambda *args: loaded.append("x") or prepared(*args))
     same = [{"seed": 0}, {"seed": 1}, {"ablation": "zero"}, {"metric": "loss"}, {"n": 7}]
-    assert {len(work.units({**EXACT, **each}, tmp_path)[0]) for each in same} == {4}
+    assert {len(work.units({**EXACT, **each}, tmp_path)[0]) for each in same} == {13}
     assert len(loaded) == 1
     assert len(work.units({**EXACT, "level": "node"}, tmp_path)[0]) == 1
     assert len(loaded) == 2

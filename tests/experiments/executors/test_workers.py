@@ -66,8 +66,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 90.0) -> None:
 def test_workers_leave_what_one_process_leaves(in_process: Path, tmp_path: Path) -> None:
     told: list[Outcome] = []
     outcomes = executors.run("workers", small_runs.stages(tmp_path), workers=2, told=told.append)
-    assert [outcome.error for outcome in outcomes] == [None] * 12
-    assert len(told) == 12
+    assert [outcome.error for outcome in outcomes] == [None] * 21
+    assert len(told) == 21
     for name in small_runs.ALL:
         assert small_runs.left(tmp_path / name) == small_runs.left(in_process / name), name
     again = executors.run("workers", small_runs.stages(tmp_path), workers=2)
