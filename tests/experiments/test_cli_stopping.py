@@ -169,7 +169,7 @@ def test_an_interrupted_exact_sweep_says_that_it_keeps_its_shards(discover, monk
     monkeypatch.setattr("experiments.discover.selected", stop)
     result = discover(tmp_path / "run", "--method", "exact", "--n", 5)
     assert result.exit_code == 130
-    assert "The 1 shard made so far is kept in" in result.stderr
+    assert "The 2 shards made so far are kept in" in result.stderr
 
 
 @pytest.mark.parametrize("cut", [33, 110])
