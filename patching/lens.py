@@ -445,9 +445,9 @@ def _bridge(model: Any) -> Any:
     """Wrap a Hugging Face model. The tokenizer stays out: the bridge would add tokens to it."""
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    name, head = type(model).__name__, model.get_output_embeddings()
-    has_bias = getattr(head, "bias", None) is not None
+    name = type(model).__name__
     try:
+        has_bias = getattr(model.get_output_embeddings(), "bias", None) is not None
         bridge = build_bridge_from_module(model, name, hf_config=model.config)
     except Exception as error:  # the adapters of TransformerLens raise whatever they meet
         raise UnsupportedModel(

@@ -239,6 +239,11 @@ def test_a_model_that_is_no_decoder_is_refused() -> None:
 # --- wrapping -------------------------------------------------------------------------------------------------------
 
 
+def test_what_is_no_language_model_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="cannot wrap Linear"):
+        LensModel.wrap(torch.nn.Linear(2, 2))
+
+
 def test_a_bridge_is_used_as_it_is() -> None:
     bridge = tiny.native(dtype=torch.float32)
     model = LensModel.wrap(bridge, name="mine")
