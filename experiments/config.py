@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 from circuits import tasks
 from circuits.methods import METHODS, Method
 from experiments import task_files
-from experiments.errors import BadConfig
+from experiments.errors import BadConfig, UnknownName
 from experiments.model_files import describe, known_zoo, zoo
 from experiments.nearest import did_you_mean, require_known
 from graphs.circuit import visible
@@ -334,7 +334,10 @@ def require_shipped(model: str) -> None:
         UnknownName: It is not; the nearest are offered.
     """
     if model.startswith("zoo:") and model not in zoo() and not compiled.is_compiled(model):
-        require_known("a model that ships", model, known_zoo())
+        raise UnknownName(
+            f"expected a model that ships, which `wiretrace models` lists; got {model!r}."
+            f"{did_you_mean(model, known_zoo())}"
+        )
 
 
 def parse_option(method: str, text: str) -> tuple[str, Value]:
